@@ -1,0 +1,172 @@
+"""What runs on the robot: raw physical observation in, actuator command out?
+
+    x        = clamp((obs - mean) * scale, -10, 10)
+    nominal  = squash(m_R)                        m_R: the reward module's pre-tanh mean at x
+    fallback = squash(m_P + residual * m_R)       m_P: the punishment module's
+    squash   = clamp(low + (tanh(m) + 1) / 2 * (high - low), low, high)
+
+A row with a NaN or infinity is answered with the declared safe action, zero command clamped to the
+bounds. The module is stateless, deterministic, float32 and the same work on every call; it is the
+policy that evaluation runs and, scripted and frozen, the one in a bundle. Annotations are plain
+torch types because TorchScript reads them.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kcpr_safety.contract import Contract
+
+METHODS = ("forward", "nominal", "fallback", "check")
+"""What a deployed controller offers; freezing drops every method that is not named."""
+
+NON_FINITE = 1
+"""Bit of `check`: the observation holds a NaN or an infinity."""
+
+MAX_NORMALISED = 10.0
+"""A normalised observation is clamped to this on both sides."""
+
+
+class Dense(nn.Module):
+    """x W + b, with the two as constants."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", _own(weight))
+        self.register_buffer("bias", _own(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Not addmm: the TorchScript optimiser splits it into these two, which round differently.
+        return torch.mm(x, self.weight) + self.bias
+
+
+class Module(nn.Module):
+    """One module's actor: normalised observation to pre-tanh mean."""
+
+    def __init__(self, layers: list[Dense]) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(layers[:-1])
+        self.last = layers[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        mean: Tensor = self.last(x)
+        return mean
+
+
+class Controller(nn.Module):
+    """Both modules with normaliser and bounds inside; every method takes float32 [batch, obs]."""
+
+    mean: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    span: Tensor
+    safe: Tensor
+    residual: Tensor
+    obs_size: int
+    limit: float
+    non_finite: int
+
+    def __init__(
+        self,
+        reward: Module,
+        punishment: Module,
+        normaliser: tuple[Tensor, Tensor],
+        bounds: tuple[Tensor, Tensor],
+        residual: Tensor,
+    ) -> None:
+        super().__init__()
+        low, high = bounds
+        if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
+            raise ValueError("every action needs finite bounds with low < high")
+        self.reward = reward
+        self.punishment = punishment
+        # TorchScript sees attributes, not the names of this file.
+        self.obs_size = int(normaliser[0].shape[0])
+        self.limit = MAX_NORMALISED
+        self.non_finite = NON_FINITE
+        for name, value in (
+            ("mean", normaliser[0]),
+            ("scale", normaliser[1]),
+            ("low", low),
+            ("high", high),
+            ("span", high - low),
+            ("safe", torch.zeros_like(low).clamp(low, high)),
+            ("residual", residual),
+        ):
+            self.register_buffer(name, _own(value))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The deterministic action that is deployed: the reward module's."""
+        return self.nominal(obs)
+
+    @torch.jit.export
+    def nominal(self, obs: Tensor) -> Tensor:
+        """The reward module's action."""
+        x = self._normalise(obs)
+        return self._command(self.reward(x), obs)
+
+    @torch.jit.export
+    def fallback(self, obs: Tensor) -> Tensor:
+        """The punishment module's action: learned avoidance, not a certified stop."""
+        x = self._normalise(obs)
+        return self._command(self.punishment(x) + self.residual * self.reward(x), obs)
+
+    @torch.jit.export
+    def check(self, obs: Tensor) -> Tensor:
+        """int64 [batch]: 0, or the bits that say what is wrong with each row."""
+        self._refuse(obs)
+        invalid = torch.logical_not(torch.isfinite(obs).all(dim=1))
+        return invalid.to(torch.int64) * self.non_finite
+
+    def _normalise(self, obs: Tensor) -> Tensor:
+        self._refuse(obs)
+        # NaN passes a clamp, so it has to go before; its row is overruled in `_command`.
+        finite = torch.where(torch.isfinite(obs), obs, torch.zeros_like(obs))
+        return torch.clamp((finite - self.mean) * self.scale, -self.limit, self.limit)
+
+    def _command(self, mean: Tensor, obs: Tensor) -> Tensor:
+        action = self.low + (torch.tanh(mean) + 1.0) / 2.0 * self.span
+        action = torch.minimum(torch.maximum(action, self.low), self.high)
+        # The second test costs nothing and holds even for weights that overflow.
+        valid = torch.isfinite(obs).all(dim=1, keepdim=True) & torch.isfinite(action)
+        return torch.where(valid, action, self.safe)
+
+    def _refuse(self, obs: Tensor) -> None:
+        if obs.dtype != torch.float32:
+            raise ValueError("the observation must be float32")
+        if obs.dim() != 2 or obs.size(1) != self.obs_size:
+            raise ValueError(f"the observation must be [batch, {self.obs_size}], not {obs.size()}")
+
+
+def controller_from_tensors(tensors: Mapping[str, Tensor], contract: Contract) -> Controller:
+    """The controller of a policy file's tensors (see `policy_file`, which checks them)."""
+    actions = contract.action_size
+    modules: list[Module] = []
+    for member in (0, 1):
+        layers: list[tuple[Tensor, Tensor]] = []
+        while (key := f"actor.{len(layers)}.weight") in tensors:
+            bias = tensors[f"actor.{len(layers)}.bias"]
+            layers.append((tensors[key][member], bias[member]))
+        # Of the last layer only the means are deployed, not the exploration's log-deviations.
+        weight, bias = layers[-1]
+        layers[-1] = (weight[:, :actions], bias[:, :actions])
+        modules.append(Module([Dense(weight, bias) for weight, bias in layers]))
+    bounds = (
+        torch.tensor([entry.low for entry in contract.action], dtype=torch.float32),
+        torch.tensor([entry.high for entry in contract.action], dtype=torch.float32),
+    )
+    normaliser = (tensors["obs_mean"], tensors["obs_scale"])
+    residual = tensors["companion_residual"]
+    return Controller(modules[0], modules[1], normaliser, bounds, residual).eval()
+
+
+def _own(value: Tensor) -> Tensor:
+    """An aligned private copy, so that no kernel rounds by where a tensor happens to lie."""
+    return value.detach().to(torch.float32).contiguous().clone()

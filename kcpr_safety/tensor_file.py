@@ -1,0 +1,68 @@
+"""How do tensors become the same bytes every time, and how are foreign bytes refused?
+
+The format is safetensors. The library's writer puts the metadata in a random order, so that two
+equal files differ; this writer sorts everything: equal tensors and texts give equal bytes, in any
+process. Reading goes through the library, which checks every offset; nothing is ever unpickled.
+
+    8 bytes: length of the header | header: JSON, padded with spaces to 8 bytes | data
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
+from torch import Tensor
+
+from kcpr_safety.errors import FileFault
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors file that holds these tensors and texts."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    parts: list[bytes] = []
+    offset = 0
+    # Wider types first keeps every tensor aligned to its own size, as the library does.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in order:
+        tensor = tensors[name].detach().cpu().contiguous()
+        data = tensor.numpy().tobytes()
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        parts.append(data)
+        offset += len(data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `name` is what a fault calls it."""
+    try:
+        tensors = parse(data)
+        # Parsed, hence well-formed: the length, the JSON and its types have been checked.
+        (length,) = struct.unpack_from("<Q", data)
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, TypeError, KeyError, struct.error) as error:
+        raise FileFault(f"{name} is not a safetensors file, or is damaged ({error})") from error
+    # The parsed tensors are views of `data` at any address; kernels may round differently on
+    # memory that is not aligned, so every tensor gets its own.
+    return {key: tensor.clone() for key, tensor in tensors.items()}, metadata
