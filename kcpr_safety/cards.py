@@ -1,0 +1,149 @@
+"""What is one task, in words and in the few numbers that may differ from the defaults?
+
+A card is a TOML file in `tasks/`:
+
+    task = "SafetyPointGoal1-v0"
+    title = "Point robot, goals among hazards"
+    description = "..."
+    punishment = "centimetres ..."
+    budget = 25.0                       # allowed punishment per episode
+
+    [overrides.learning_rate]           # at most three, shared by all agents
+    value = 1e-3
+    reason = "why this task needs it"
+
+What a card does not say holds as the agents have it; that is why overrides are few and explained.
+"""
+
+import hashlib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from kcpr_safety.errors import CardError, UnknownNameError
+
+MOST_OVERRIDES = 3
+
+_REQUIRED: Mapping[str, type] = {"task": str, "title": str, "description": str, "punishment": str}
+_OPTIONAL: Mapping[str, type] = {"budget": float, "overrides": dict}
+_OVERRIDE_KEYS = ("value", "reason")
+
+
+@dataclass(frozen=True)
+class Override:
+    """One number that this task needs differently, and why."""
+
+    value: float | int | bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """A task as people and agents need to know it."""
+
+    task: str
+    """Environment id."""
+    title: str
+    description: str
+    punishment: str
+    """What one unit of punishment (cost) is, in words."""
+    budget: float = 25.0
+    """Allowed punishment, summed over one full episode."""
+    overrides: Mapping[str, Override] = field(default_factory=lambda: MappingProxyType({}))
+    sha256: str = ""
+    """Of the file's bytes; empty where there is no file."""
+
+
+def data_root() -> Path:
+    """Where `tasks/` and `policies/` are: beside the package in a checkout, inside in a wheel."""
+    package = Path(__file__).resolve().parent
+    packed = package / "_data"
+    return packed if packed.is_dir() else package.parent
+
+
+def card_names() -> list[str]:
+    """Tasks that have a card, sorted."""
+    return sorted(path.stem for path in (data_root() / "tasks").glob("*.toml"))
+
+
+def load_card(name_or_path: str | Path) -> TaskCard:
+    """The card of a task, or the one in a file whose name ends in `.toml`."""
+    if str(name_or_path).endswith(".toml"):
+        return _read(Path(name_or_path))
+    if str(name_or_path) not in card_names():
+        raise UnknownNameError("task card", str(name_or_path), card_names())
+    return _read(data_root() / "tasks" / f"{name_or_path}.toml")
+
+
+def _read(path: Path) -> TaskCard:
+    try:
+        content = path.read_bytes()
+        record = tomllib.loads(content.decode())
+    except OSError as error:
+        raise CardError(f"task card {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CardError(f"task card {path} is not TOML: {error}") from error
+    _check_keys(path, record)
+    overrides = {
+        name: _override(path, name, item) for name, item in record.get("overrides", {}).items()
+    }
+    if len(overrides) > MOST_OVERRIDES:
+        raise CardError(
+            f"task card {path} overrides {len(overrides)} numbers "
+            f"({', '.join(sorted(overrides))}); at most {MOST_OVERRIDES} may differ"
+        )
+    return TaskCard(
+        **{key: record[key] for key in _REQUIRED},
+        budget=float(record.get("budget", TaskCard.budget)),
+        overrides=MappingProxyType(overrides),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _check_keys(path: Path, record: dict[str, Any]) -> None:
+    known = {**_REQUIRED, **_OPTIONAL}
+    for key, value in record.items():
+        if key not in known:
+            raise CardError(
+                f"task card {path} has an unknown key '{key}'; known keys: {', '.join(known)}"
+            )
+        if not _is_a(value, known[key]):
+            raise CardError(
+                f"task card {path}: '{key}' must be {_words(known[key])}, not {value!r}"
+            )
+    for key in _REQUIRED:
+        if not record.get(key):
+            raise CardError(f"task card {path} lacks '{key}'; it needs {', '.join(_REQUIRED)}")
+    budget = record.get("budget", TaskCard.budget)
+    if not (math.isfinite(budget) and budget >= 0):
+        raise CardError(f"task card {path}: 'budget' must be finite and at least 0, not {budget}")
+
+
+def _override(path: Path, name: str, item: object) -> Override:
+    where = f"task card {path}: override '{name}'"
+    if not isinstance(item, dict) or set(item) - set(_OVERRIDE_KEYS):
+        raise CardError(
+            f"{where} must be a table with the keys {' and '.join(_OVERRIDE_KEYS)} only"
+        )
+    value, reason = item.get("value"), item.get("reason")
+    if not isinstance(value, bool | int | float):
+        raise CardError(f"{where} needs a 'value' that is a number or true/false, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise CardError(f"{where} needs a finite 'value', not {value!r}")
+    if not isinstance(reason, str) or not reason.strip():
+        raise CardError(f"{where} needs a 'reason' in words: why does this task need it?")
+    return Override(value=value, reason=reason)
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words(kind: type) -> str:
+    return {str: "text", float: "a number", dict: "a table"}[kind]

@@ -1,0 +1,21 @@
+"""Which worlds can an agent be trained in?
+
+card = envs.resolve("SafetyPointGoal1-v0")
+world = envs.make_world(card, 16, episode_seeds=training_seeds(0))
+obs, _ = world.reset()
+obs, reward, terminated, truncated, infos = world.step(action)
+"""
+
+from kcpr_safety.envs.official import make_official
+from kcpr_safety.envs.registry import TaskRow, make_world, registered_tasks, resolve
+from kcpr_safety.envs.world import UnstablePhysicsWarning, World
+
+__all__ = [
+    "TaskRow",
+    "UnstablePhysicsWarning",
+    "World",
+    "make_official",
+    "make_world",
+    "registered_tasks",
+    "resolve",
+]

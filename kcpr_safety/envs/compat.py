@@ -1,0 +1,290 @@
+"""What must be mended so that the unmodified safety-gymnasium 1.0.0 wheel runs on today's stack?
+
+The wheel pins gymnasium 0.28.1, mujoco 2.3.3 and Python <= 3.10. Everything it meets elsewhere that
+has moved or changed since is mended here, when it is imported and in its own namespaces only: no
+file of it is edited, and nobody else's gymnasium, numpy or dataclasses is touched afterwards. Each
+function below is one mend and says what broke, and since when.
+
+Two more change cost, not numbers: every reset of a navigation task compiles a model, and nearly all
+of that time and memory is the sky (six 5000 x 5000 pictures) and an arena of hundreds of megabytes.
+Both are left out unless pictures are taken.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import gymnasium
+import gymnasium.wrappers.utils
+import numpy as np
+import yaml
+from gymnasium.envs.registration import EnvSpec
+
+from kcpr_safety.errors import EnvironmentFault, MissingPackageError
+
+INSTALL_COMMAND = "pip install --no-deps safety-gymnasium==1.0.0"
+
+ARENA_BYTES = 8 * 2**20
+"""Room for contacts and constraints of one environment; the busiest tasks use a fifth of it."""
+
+_lock = threading.Lock()
+_pictures: ContextVar[bool] = ContextVar("pictures", default=True)
+
+
+@functools.cache
+def safety_gymnasium() -> Any:
+    """The safety_gymnasium package, imported and mended once per process."""
+    with _lock:
+        if importlib.util.find_spec("safety_gymnasium") is None:
+            raise MissingPackageError("safety-gymnasium", INSTALL_COMMAND)
+        package = sys.modules.get("safety_gymnasium")
+        if package is None:
+            with array_defaults(), moved_modules(), multi_agent_stand_in():
+                package = importlib.import_module("safety_gymnasium")
+        specs_without_dropped_fields()
+        viewer_with_size()
+        arrays_may_be_copied()
+        one_element_arrays_are_numbers()
+        boxes_of_one_type()
+        models_without_pictures()
+        assets_read_once()
+    return package
+
+
+# ------------------------------------------------------------------------- while it is imported
+
+
+@contextlib.contextmanager
+def array_defaults() -> Iterator[None]:
+    """Python 3.11: `dataclass` refuses unhashable defaults, and the wheel has arrays there."""
+    original = dataclasses.dataclass
+
+    def tolerant(cls: Any = None, /, **options: Any) -> Any:
+        def decorate(decorated: Any) -> Any:
+            for name in inspect.get_annotations(decorated):
+                default = decorated.__dict__.get(name)
+                if isinstance(default, np.ndarray):
+                    setattr(decorated, name, dataclasses.field(default_factory=default.copy))
+            return original(decorated, **options)
+
+        return decorate if cls is None else decorate(cls)
+
+    dataclasses.dataclass = tolerant
+    try:
+        yield
+    finally:
+        dataclasses.dataclass = original
+
+
+@contextlib.contextmanager
+def moved_modules() -> Iterator[None]:
+    """gymnasium 1.0: five modules of `gymnasium.wrappers` are gone, their classes elsewhere."""
+    wrappers = gymnasium.wrappers
+    homes: dict[str, dict[str, Any]] = {
+        "compatibility": {"EnvCompatibility": _Unavailable},
+        "autoreset": {"AutoResetWrapper": wrappers.Autoreset},
+        "env_checker": {"PassiveEnvChecker": wrappers.PassiveEnvChecker},
+        "time_limit": {"TimeLimit": wrappers.TimeLimit},
+        "normalize": {
+            "NormalizeObservation": wrappers.NormalizeObservation,
+            "NormalizeReward": wrappers.NormalizeReward,
+            "RunningMeanStd": gymnasium.wrappers.utils.RunningMeanStd,
+        },
+    }
+    with contextlib.ExitStack() as stack:
+        for name, members in homes.items():
+            stack.enter_context(_module(f"gymnasium.wrappers.{name}", members))
+        yield
+
+
+@contextlib.contextmanager
+def multi_agent_stand_in() -> Iterator[None]:
+    """gymnasium-robotics, imported at top for the multi-agent tasks alone, may be absent.
+
+    Where present it would add a quarter of a second and a printed warning to every start.
+    """
+    name = "gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi"
+    if name in sys.modules:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for parent in ("gymnasium_robotics", "gymnasium_robotics.envs", name.rpartition(".")[0]):
+            if parent not in sys.modules:
+                stack.enter_context(_module(parent, {}))
+        stack.enter_context(_module(name, {"MultiAgentMujocoEnv": _Unavailable}))
+        yield
+
+
+class _Unavailable:
+    """Stands where the wheel names a class that this stack does not have."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise EnvironmentFault(
+            "multi-agent tasks and pre-0.26 environments of safety-gymnasium are not supported here"
+        )
+
+
+@contextlib.contextmanager
+def _module(name: str, members: dict[str, Any]) -> Iterator[None]:
+    """A made-up module, visible to imports for as long as the block runs."""
+    if name in sys.modules:
+        yield
+        return
+    module = types.ModuleType(name)
+    module.__path__ = []
+    module.__dict__.update(members)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+# --------------------------------------------------------------------- in its namespaces, after
+
+
+def specs_without_dropped_fields() -> None:
+    """gymnasium 1.0: `EnvSpec` lost `autoreset` and `apply_api_compatibility`; both are used."""
+    registration: Any = importlib.import_module("safety_gymnasium.utils.registration")
+    dropped = ("autoreset", "apply_api_compatibility")
+    find_spec: Callable[[str], EnvSpec] = registration._find_spec
+
+    class SpecType(type):
+        def __call__(cls, *args: Any, **fields: Any) -> EnvSpec:
+            return EnvSpec(*args, **{k: v for k, v in fields.items() if k not in dropped})
+
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, EnvSpec)
+
+    def find_spec_with_both(env_id: str) -> EnvSpec:
+        spec = find_spec(env_id)
+        for name in dropped:
+            object.__setattr__(spec, name, False)
+        return spec
+
+    registration.EnvSpec = SpecType("EnvSpec", (), {})
+    registration._find_spec = find_spec_with_both
+
+
+def viewer_with_size() -> None:
+    """gymnasium 1.0: `OffScreenViewer` must be told its size; the wheel sets it on the model."""
+    underlying: Any = importlib.import_module("safety_gymnasium.bases.underlying")
+    viewer = underlying.OffScreenViewer
+
+    def sized(model: Any, data: Any) -> Any:
+        return viewer(model, data, model.vis.global_.offwidth, model.vis.global_.offheight)
+
+    underlying.OffScreenViewer = sized
+
+
+def arrays_may_be_copied() -> None:
+    """numpy 2.0: `np.array(a, copy=False)` raises where it must copy; the wheel means `asarray`."""
+
+    def array(value: Any, copy: bool = True) -> Any:
+        return np.array(value) if copy else np.asarray(value)
+
+    for name in ("safety_gymnasium.builder", "safety_gymnasium.bases.base_agent"):
+        module: Any = importlib.import_module(name)
+        module.np = _Overlay(np, array=array)
+
+
+def one_element_arrays_are_numbers() -> None:
+    """numpy 2.4: `float(a)` and indexing by `a` raise for arrays of one element; agents do both."""
+    base_agent: Any = importlib.import_module("safety_gymnasium.bases.base_agent")
+    agent = base_agent.BaseAgent
+    init_sensors = agent._init_jnt_sensors
+
+    def number(value: Any) -> float:
+        return float(value.item() if isinstance(value, np.ndarray) else value)
+
+    class Model(_Overlay):
+        def jnt(self, index: Any) -> Any:
+            return self._below.jnt(int(np.asarray(index).item()))
+
+    def init_sensors_by_numbers(self: Any) -> None:
+        engine = self.engine
+        self.engine = base_agent.Engine(Model(engine.model), engine.data)
+        try:
+            init_sensors(self)
+        finally:
+            self.engine = engine
+
+    base_agent.float = number
+    agent._init_jnt_sensors = init_sensors_by_numbers
+
+
+def boxes_of_one_type() -> None:
+    """gymnasium 1.1: `Box` of float64 with float32 bounds warns of an overflow in its checks."""
+    base_agent: Any = importlib.import_module("safety_gymnasium.bases.base_agent")
+    spaces = base_agent.spaces
+
+    def box(low: Any, high: Any, dtype: Any) -> Any:
+        return spaces.Box(low=low.astype(dtype), high=high.astype(dtype), dtype=dtype)
+
+    base_agent.spaces = _Overlay(spaces, Box=box)
+
+
+def models_without_pictures() -> None:
+    """The sky is 191 MB of every model and the arena 472 MB of every simulation: used by no number.
+
+    `<size njmax nconmax>` sizes the arena as older MuJoCo did and caps nothing since 2.3.
+    """
+    world: Any = importlib.import_module("safety_gymnasium.world")
+    underlying = importlib.import_module("safety_gymnasium.bases.underlying").Underlying
+    build = underlying._build
+
+    def unparse(tree: Any, **options: Any) -> str:
+        if not _pictures.get():
+            mujoco_tree = tree["mujoco"]
+            assets = mujoco_tree["asset"]
+            assets["texture"] = [t for t in assets["texture"] if t.get("@type") != "skybox"]
+            mujoco_tree["size"] = {"@memory": str(ARENA_BYTES)}
+        return str(original.unparse(tree, **options))
+
+    def build_for_use(self: Any) -> None:
+        wanted = bool(getattr(self, "takes_pictures", True)) or self.observe_vision
+        token = _pictures.set(wanted)
+        try:
+            build(self)
+        finally:
+            _pictures.reset(token)
+
+    original = world.xmltodict
+    world.xmltodict = _Overlay(original, unparse=unparse)
+    underlying._build = build_for_use
+
+
+def assets_read_once() -> None:
+    """Every reset parses the same 140 lines of YAML in Python; they are parsed once and copied."""
+    world: Any = importlib.import_module("safety_gymnasium.world")
+
+    @functools.cache
+    def parsed(text: str) -> Any:
+        return yaml.safe_load(text)
+
+    world.yaml = _Overlay(yaml, load=lambda file, Loader: _copied(parsed(file.read())))
+
+
+def _copied(tree: Any) -> Any:
+    """A copy of nested dictionaries, as the wheel may write into what it has loaded."""
+    return {k: _copied(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+class _Overlay:
+    """Another module or object, with a few members replaced."""
+
+    def __init__(self, below: Any, **members: Any) -> None:
+        self._below = below
+        self.__dict__.update(members)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._below, name)

@@ -1,0 +1,130 @@
+"""What is each number of an observation or action called, and in what unit?
+
+Names come from the simulation's own (sensors, joints, bodies, actuators), so that an engineer finds
+them in the robot's model file; units are SI, "1" where there is none.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from kcpr_safety.contract import Entry
+
+_SENSOR_UNITS = {
+    "accelerometer": "m/s^2",
+    "velocimeter": "m/s",
+    "gyro": "rad/s",
+    "magnetometer": "T",
+    "touch": "N",
+    "jointvel": "rad/s",
+    "ballangvel": "rad/s",
+}
+_INERTIA = ("xx", "yy", "zz", "xy", "xz", "yz")
+_XYZ = ("x", "y", "z")
+_WXYZ = ("w", "x", "y", "z")
+
+
+def sensed_entries(groups: dict[str, gymnasium.spaces.Box], task: Any) -> tuple[Entry, ...]:
+    """Entries of a navigation task: sensors, then lidars, in the order of the observation."""
+    agent = task.agent.sensor_info
+    entries: list[Entry] = []
+    for name, space in groups.items():
+        low = float(np.min(space.low)) if np.isfinite(space.low).all() else -np.inf
+        high = float(np.max(space.high)) if np.isfinite(space.high).all() else np.inf
+        size = int(np.prod(space.shape))
+        suffixes: tuple[str, ...]
+        if name in agent.hinge_pos_names:
+            suffixes, unit = ("sin", "cos"), "1"
+        elif name in agent.ballquat_names:
+            suffixes, unit = tuple(f"mat{i}{j}" for i in range(3) for j in range(3)), "1"
+        elif name == agent.freejoint_pos_name:
+            suffixes, unit = ("z",), "m"
+        elif name == agent.freejoint_qvel_name:
+            suffixes, unit = _XYZ, "m/s"
+        elif name.endswith("_lidar") or size > 3:
+            width = len(str(size - 1))
+            suffixes, unit = tuple(f"{i:0{width}d}" for i in range(size)), "1"
+        elif name.endswith("_comp"):
+            suffixes, unit = _XYZ[:size], "1"
+        else:
+            unit = next((u for k, u in _SENSOR_UNITS.items() if name.startswith(k)), "1")
+            suffixes = ("",) if size == 1 else _XYZ[:size]
+        entries += [Entry(f"{name}_{s}" if s else name, unit, low, high) for s in suffixes]
+    return tuple(entries)
+
+
+def state_entries(model: Any, skipped_positions: int, forces: bool) -> tuple[Entry, ...]:
+    """Entries of a velocity task: joint positions and velocities, for Humanoid also body terms."""
+    positions = list(_positions(model))[skipped_positions:]
+    entries = positions + list(_velocities(model))
+    if forces:
+        bodies = [model.body(i).name for i in range(model.nbody)]
+        for body in bodies:
+            entries += [Entry(f"{body}_inertia_{k}", "kg m^2") for k in _INERTIA]
+            entries += [Entry(f"{body}_moment_{k}", "kg m") for k in _XYZ]
+            entries.append(Entry(f"{body}_mass", "kg"))
+        for body in bodies:
+            entries += [Entry(f"{body}_rotation_rate_{k}", "rad/s") for k in _XYZ]
+            entries += [Entry(f"{body}_linear_rate_{k}", "m/s") for k in _XYZ]
+        for entry in _velocities(model):
+            unit = "N" if entry.unit == "m/s" else "N m"
+            entries.append(Entry(f"actuation_{entry.name}", unit))
+        for body in bodies:
+            entries += [Entry(f"{body}_contact_torque_{k}", "N m") for k in _XYZ]
+            entries += [Entry(f"{body}_contact_force_{k}", "N") for k in _XYZ]
+    return tuple(entries)
+
+
+def action_entries(model: Any) -> tuple[Entry, ...]:
+    """Entries of an action: the actuators, with the ranges to which the simulation clips them.
+
+    A motor's unit is "1": its share of the torque that the model's gear allows.
+    """
+    entries = []
+    for i in range(model.nu):
+        low, high = (float(bound) for bound in model.actuator_ctrlrange[i])
+        named = model.actuator(i).name or model.joint(int(model.actuator_trnid[i, 0])).name
+        servo = model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_AFFINE
+        holds_position = servo and bool(model.actuator_biasprm[i, 1])
+        unit = "rad" if holds_position else "rad/s" if servo else "1"
+        entries.append(Entry(named, unit, low, high))
+    return tuple(entries)
+
+
+def numbered_entries(space: gymnasium.spaces.Box, stem: str) -> tuple[Entry, ...]:
+    """Entries of an environment that says nothing about them: `obs_00`, `obs_01`, ..."""
+    low, high = space.low.ravel(), space.high.ravel()
+    width = len(str(max(len(low) - 1, 0)))
+    return tuple(
+        Entry(f"{stem}_{i:0{width}d}", "1", float(low[i]), float(high[i])) for i in range(len(low))
+    )
+
+
+def _positions(model: Any) -> Iterator[Entry]:
+    for i in range(model.njnt):
+        name, kind = model.joint(i).name, model.jnt_type[i]
+        if kind == mujoco.mjtJoint.mjJNT_FREE:
+            yield from (Entry(f"{name}_position_{k}", "m") for k in _XYZ)
+            yield from (Entry(f"{name}_quaternion_{k}", "1") for k in _WXYZ)
+        elif kind == mujoco.mjtJoint.mjJNT_BALL:
+            yield from (Entry(f"{name}_quaternion_{k}", "1") for k in _WXYZ)
+        elif kind == mujoco.mjtJoint.mjJNT_SLIDE:
+            yield Entry(f"{name}_position", "m")
+        else:
+            yield Entry(f"{name}_angle", "rad")
+
+
+def _velocities(model: Any) -> Iterator[Entry]:
+    for i in range(model.njnt):
+        name, kind = model.joint(i).name, model.jnt_type[i]
+        if kind == mujoco.mjtJoint.mjJNT_FREE:
+            yield from (Entry(f"{name}_velocity_{k}", "m/s") for k in _XYZ)
+        if kind in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL):
+            yield from (Entry(f"{name}_rotation_rate_{k}", "rad/s") for k in _XYZ)
+        elif kind == mujoco.mjtJoint.mjJNT_SLIDE:
+            yield Entry(f"{name}_velocity", "m/s")
+        else:
+            yield Entry(f"{name}_rate", "rad/s")

@@ -1,0 +1,204 @@
+"""How is the environment of an id built as its authors wrote it, and how is it made a world?
+
+`make_official` gives what a benchmark's user meets (all wrappers, six values a step): for video,
+for checks, and as the reference that every faster path must equal. `OfficialWorld` steps the same
+classes without the wrappers (which check, but change no number) and counts the steps itself.
+"""
+
+import copy
+import importlib
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from kcpr_safety.cards import TaskCard
+from kcpr_safety.contract import Contract, Entry
+from kcpr_safety.envs import naming
+from kcpr_safety.envs.compat import safety_gymnasium
+from kcpr_safety.envs.world import Outcome, World
+from kcpr_safety.errors import EnvironmentFault, UnknownNameError
+from kcpr_safety.seeds import EpisodeSeeds
+
+Step = tuple[Any, float, float, bool, bool, dict[str, Any]]
+
+
+def registered_ids() -> list[str]:
+    """Safety-Gymnasium's ids, without the keyboard variants, which ignore every action."""
+    safety_gymnasium()
+    registration = importlib.import_module("safety_gymnasium.utils.registration")
+    return sorted(name for name in registration.safe_registry if "Debug" not in name)
+
+
+def make_official(
+    task: str, render_mode: str | None = None, *, pictures: bool | None = None, **options: Any
+) -> Any:
+    """The official environment; `step` gives obs, reward, cost, terminated, truncated, info.
+
+    `pictures` keeps the sky and the full arena in its models; by default only where it renders.
+    """
+    package = safety_gymnasium()
+    if task not in registered_ids():
+        raise UnknownNameError("task", task, registered_ids())
+    try:
+        env = package.make(task, render_mode=render_mode, **options)
+    except Exception as error:
+        raise _translated(task, error) from error
+    _choose_pictures(env, render_mode is not None if pictures is None else pictures)
+    return env
+
+
+def make_plain(task: str) -> tuple[Any, int]:
+    """An environment without wrappers, and its time limit; `module:Id-v0` imports the module."""
+    spec = find_spec(task)
+    if spec.entry_point is None:
+        raise EnvironmentFault(f"{task} is registered without an entry point")
+    point = spec.entry_point
+    creator = point if callable(point) else load_env_creator(point)
+    try:
+        env = creator(**copy.deepcopy(spec.kwargs))
+    except Exception as error:
+        raise _translated(task, error) from error
+    _choose_pictures(env, False)
+    limit = spec.max_episode_steps or getattr(getattr(env, "task", None), "num_steps", None)
+    if limit is None:
+        raise EnvironmentFault(f"{task} has no time limit; register it with max_episode_steps")
+    return env, min(int(limit), int(getattr(getattr(env, "task", None), "num_steps", limit)))
+
+
+def find_spec(task: str) -> EnvSpec:
+    """The registration of an id; names near it where there is none."""
+    safety_gymnasium()
+    module, _, name = task.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise EnvironmentFault(f"{task}: module '{module}' cannot be imported") from error
+    spec = gymnasium.registry.get(name)
+    if spec is None or "Debug" in name:
+        raise UnknownNameError("task", name, registered_ids())
+    return spec
+
+
+class OfficialWorld(World):
+    """Any environment, as its authors step it, one after the other."""
+
+    def __init__(self, card: TaskCard, num_envs: int, episode_seeds: EpisodeSeeds) -> None:
+        made = [make_plain(card.task) for _ in range(max(num_envs, 1))]
+        self._envs = [env for env, _ in made]
+        first, limit = made[0]
+        super().__init__(describe(card, first, limit), num_envs, episode_seeds)
+        self._box = isinstance(first.observation_space, gymnasium.spaces.Box)
+        self._shape = cast(tuple[int, ...], first.action_space.shape)
+        self._action_type = first.action_space.dtype
+
+    def _advance(self, action: np.ndarray) -> Outcome:
+        obs = np.empty((self.num_envs, self.contract.obs_size))
+        scalars = np.empty((2, self.num_envs))
+        ends = np.zeros((2, self.num_envs), dtype=bool)
+        for i, env in enumerate(self._envs):
+            row, reward, cost, terminated, truncated, _ = six(
+                self.contract.task, env.step(action[i].reshape(self._shape))
+            )
+            obs[i] = self._flat(row)
+            scalars[:, i] = reward, cost
+            ends[:, i] = terminated, truncated
+        return Outcome(obs, scalars[0], scalars[1], ends[0], ends[1])
+
+    def _reset_rows(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        rows = []
+        for i, seed in zip(indices, seeds, strict=True):
+            try:
+                obs, _ = self._envs[i].reset(seed=int(seed))
+            except Exception as error:
+                raise _translated(self.contract.task, error) from error
+            rows.append(self._flat(obs))
+        return np.array(rows, dtype=np.float64)
+
+    def _flat(self, obs: Any) -> Any:
+        if self._box:
+            return np.asarray(obs).ravel()
+        return gymnasium.spaces.flatten(self._envs[0].observation_space, obs)
+
+    def close_extras(self, **_: Any) -> None:
+        for env in self._envs:
+            env.close()
+
+
+def six(task: str, step: tuple[Any, ...]) -> Step:
+    """Safety-Gymnasium's six values of a step; Gymnasium's five with the cost in `info` will do."""
+    if len(step) == 6:
+        return cast(Step, step)
+    if len(step) == 5 and "cost" in step[4]:
+        obs, reward, terminated, truncated, info = step
+        return obs, reward, float(info["cost"]), terminated, truncated, info
+    raise EnvironmentFault(
+        f"{task} reports no cost: step must return (obs, reward, cost, terminated, truncated, info)"
+        " or five values with info['cost']"
+    )
+
+
+def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
+    """The contract of an environment: what its numbers are called, bounded by and measured in."""
+    task = getattr(env, "task", None)
+    if not isinstance(env.action_space, gymnasium.spaces.Box):
+        raise EnvironmentFault(
+            f"{card.task} has actions of type {type(env.action_space).__name__}; only Box is known"
+        )
+    if task is not None and hasattr(task, "obs_info"):
+        model = task.agent.engine.model
+        observation = naming.sensed_entries(task.obs_info.obs_space_dict.spaces, task)
+        period = model.opt.timestep * task.sim_conf.frameskip_binom_n
+        action = naming.action_entries(model)
+    elif type(env).__module__.startswith("safety_gymnasium.tasks.safe_velocity"):
+        model = env.model
+        skipped = 1 if model.joint(1).name == "rootz" else 2
+        forces = env.observation_space.shape[0] > model.nq + model.nv
+        observation = naming.state_entries(model, skipped, forces)
+        period = env.dt
+        action = naming.action_entries(model)
+    else:
+        space = gymnasium.spaces.flatten_space(env.observation_space)
+        observation = naming.numbered_entries(cast(gymnasium.spaces.Box, space), "obs")
+        action = naming.numbered_entries(env.action_space, "action")
+        period = float(getattr(env, "dt", 1.0))
+    return Contract(
+        task=card.task,
+        observation=_sized(card.task, observation, env.observation_space),
+        action=action,
+        period_s=float(period),
+        time_limit=time_limit,
+        budget=card.budget,
+        punishment=card.punishment,
+    )
+
+
+def _sized(task: str, entries: tuple[Entry, ...], space: gymnasium.Space[Any]) -> tuple[Entry, ...]:
+    """Names must fit numbers one to one, or every reading of them would be wrong."""
+    size = gymnasium.spaces.flatdim(space)
+    if len(entries) != size:
+        raise EnvironmentFault(f"{task} observes {size} numbers but {len(entries)} have names")
+    return entries
+
+
+def _choose_pictures(env: Any, wanted: bool) -> None:
+    task = getattr(env.unwrapped, "task", None)
+    if task is not None:
+        task.takes_pictures = wanted
+
+
+def _translated(task: str, error: Exception) -> Exception:
+    """What is missing on this machine, in one sentence; anything else is a defect and stays."""
+    text = " ".join(str(error).split())
+    if "resource not found" in text or "could not open" in text.lower():
+        missing = text.rsplit("'", 2)[-2] if text.count("'") > 1 else text
+        return EnvironmentFault(f"{task} needs a file that this machine does not have: {missing}")
+    gl_words = ("gladLoadGL", "OpenGL", "EGL", "GLContext", "OSMesa", "GLFW", "glfw", "libGL")
+    if any(word in text for word in gl_words) or type(error).__module__.startswith("OpenGL"):
+        return EnvironmentFault(
+            f"{task} takes pictures and needs OpenGL: install libegl1 and set MUJOCO_GL=egl, or "
+            f"libosmesa6 and MUJOCO_GL=osmesa ({text[:120]})"
+        )
+    return error

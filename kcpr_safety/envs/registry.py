@@ -1,0 +1,63 @@
+"""Which tasks exist here, and how is a world made of one?"""
+
+from dataclasses import dataclass
+
+from kcpr_safety.cards import TaskCard, card_names, load_card
+from kcpr_safety.envs.official import OfficialWorld, find_spec, registered_ids
+from kcpr_safety.envs.world import World
+from kcpr_safety.seeds import EpisodeSeeds
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One line of the list of tasks."""
+
+    task: str
+    family: str
+    has_card: bool
+    path: str
+    """"fast" or "official"."""
+
+
+def resolve(task: str) -> TaskCard:
+    """The task's card, or one with the defaults for any other registered environment."""
+    if task in card_names():
+        card = load_card(task)
+        find_spec(card.task)
+        return card
+    find_spec(task)
+    return TaskCard(
+        task=task,
+        title=task,
+        description="No card: every number is the default.",
+        punishment="one unit of the environment's cost",
+    )
+
+
+def make_world(
+    card: TaskCard,
+    num_envs: int,
+    *,
+    episode_seeds: EpisodeSeeds,
+    threads: int | None = None,
+) -> World:
+    """`num_envs` environments of a task, by the fast path where that is known to be exact."""
+    return OfficialWorld(card, num_envs, episode_seeds)
+
+
+def registered_tasks() -> list[TaskRow]:
+    """Every task of Safety-Gymnasium, with the path that it takes here."""
+    cards = set(card_names())
+    return [TaskRow(task, family(task), task in cards, path(task)) for task in registered_ids()]
+
+
+def family(task: str) -> str:
+    """Navigation, velocity or vision."""
+    if "Vision" in task:
+        return "vision"
+    return "velocity" if "Velocity" in task else "navigation"
+
+
+def path(task: str) -> str:
+    """By which path a world of this task steps."""
+    return "official"
