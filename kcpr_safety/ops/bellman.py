@@ -1,0 +1,41 @@
+"""What does each critic learn towards?
+
+    reward       y = r + g (min Q_R(s', a') - tau_R log pi_R(a'|s') - k_R X(pi_R)(s')),  a' ~ pi_R
+    punishment   y = c + g (max Q_P(s', a') + tau_P log pi_P(a'|s') + k_P X(pi_P)(s')),  a' ~ pi_P
+    evaluation   y = c + g Q_C(s', a'),                        a' = the deployed, noiseless action
+
+X is the excess KL (`ops.gaussian`), g the discount after termination: g = gamma (1 - terminated);
+truncation bootstraps. Q_P and Q_C are punishments (>= 0), so their pessimism is the *maximum*.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+Column = Float[Tensor, "batch"]
+Twins = Float[Tensor, "twins batch"]
+Members = Float[Tensor, "members batch"]
+
+
+def reward_target(
+    reward: Column, discount: Column, next_q: Twins, regularisation: Column
+) -> Column:
+    """r + g (min over twins - regularisation); regularisation = tau log pi + k X."""
+    return reward + discount * (next_q.amin(0) - regularisation)
+
+
+def punishment_target(
+    punishment: Column, discount: Column, next_q: Twins, regularisation: Column
+) -> Column:
+    """c + g (max over twins + regularisation), at least 0: punishments cannot be negative."""
+    return (punishment + discount * (next_q.amax(0) + regularisation)).clamp_min(0.0)
+
+
+def evaluation_target(punishment: Column, discount: Column, next_q: Twins) -> Twins:
+    """c + g Q_C of each twin itself: an unbiased pair, whose spread shows its uncertainty."""
+    return (punishment + discount * next_q).clamp_min(0.0)
+
+
+def critic_loss(q: Members, target: Members) -> Float[Tensor, ""]:
+    """Half the squared error, averaged over the batch and summed over ensemble members."""
+    return 0.5 * mse_loss(q, target, reduction="sum") / q.shape[-1]

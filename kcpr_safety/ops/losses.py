@@ -1,0 +1,35 @@
+"""What does each policy minimise?
+
+    reward module       E[ tau_R log pi_R - min Q_R + k_R KL(pi_R || soft(pi_P)) + nu max Q_P ]
+    punishment module   E[ tau_P log pi_P + max Q_P + k_P KL(pi_P || soft(pi_R)) ]
+
+nu is zero for every coupled agent: punishment then reaches the reward module only through its
+companion. nu > 0 with k = 0 is the Lagrangian baseline (SAC-Lag), nu = k = 0 is SAC.
+
+These are KCSO (`ops.coupling`) with h_i = 1 / (tau_i + k_i) and b_i = b k_i / (tau_i + k_i), so that
+the reward module acts on Q_R - lambda Q_P with lambda = b k_R / (tau_P + k_P).
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+Column = Float[Tensor, "batch"]
+Twins = Float[Tensor, "twins batch"]
+Scalar = Float[Tensor, ""]
+
+
+def reward_actor_loss(log_prob: Column, q: Twins, kl: Column, entropy: float, k: float) -> Scalar:
+    """tau_R log pi_R - min Q_R + k_R KL, averaged over the batch."""
+    return (entropy * log_prob - q.amin(0) + k * kl).mean()
+
+
+def punishment_actor_loss(
+    log_prob: Column, q: Twins, kl: Column, entropy: float, k: float
+) -> Scalar:
+    """tau_P log pi_P + max Q_P + k_P KL, averaged over the batch (Q_P >= 0 is a punishment)."""
+    return (entropy * log_prob + q.amax(0) + k * kl).mean()
+
+
+def coupling_weight(softening: float, k_reward: float, k_punishment: float, tau: float) -> float:
+    """lambda = b k_R / (tau_P + k_P): the weight of punishment that the coupling implies."""
+    return softening * k_reward / (tau + k_punishment)

@@ -1,0 +1,20 @@
+"""What does a learner see of the world? Steps, in tensors, with both streams."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """B transitions; learners see nothing else of a world."""
+
+    obs: Float[Tensor, "batch obs"]
+    action: Float[Tensor, "batch action"]
+    """In [-1, 1]; the world's bounds are applied outside the learner."""
+    reward: Float[Tensor, "batch"]
+    punishment: Float[Tensor, "batch"]
+    """Punishment (cost) of the step, >= 0."""
+    continues: Float[Tensor, "batch"]
+    """1 - terminated: 0 where the episode truly ended, 1 where time ran out or it goes on."""
+    next_obs: Float[Tensor, "batch obs"]
