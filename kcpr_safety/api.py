@@ -1,0 +1,199 @@
+"""What can a Python program do with this package?
+
+    from kcpr_safety import train, evaluate, export, load_policy, report
+
+    run = train("SafetyPointGoal1-v0", steps=200_000, seed=1)
+    print(evaluate(run.path, episodes=100).return_mean)
+    export(run.path, "my-policy")
+    action = load_policy("my-policy").act(obs)
+
+The command line is a thin coat over these functions. They print nothing unless `progress` is asked
+for, raise children of `KcprError` for whatever a caller can mend, and keep their names, parameters
+and result keys under semantic versioning.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kcpr_safety.cards import data_root
+from kcpr_safety.deploy import Policy, export_bundle
+from kcpr_safety.deploy import load_policy as load_bundle
+from kcpr_safety.errors import FileFault
+from kcpr_safety.files import atomic_write
+from kcpr_safety.report import build_report
+from kcpr_safety.seeds import FIRST_EVALUATION_SEED
+from kcpr_safety.training.evaluation import evaluate_policy
+from kcpr_safety.training.loop import TrainOptions, resume_run, train_run
+from kcpr_safety.training.sinks import live_sinks
+
+__all__ = [
+    "EVALUATION_EPISODES",
+    "Policy",
+    "Result",
+    "evaluate",
+    "export",
+    "load_policy",
+    "locate",
+    "report",
+    "resume",
+    "shipped_policies",
+    "train",
+]
+
+EVALUATION_EPISODES = 50
+
+StrPath = str | Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of training, evaluating or exporting; the same keys everywhere."""
+
+    task: str
+    agent: str
+    seed: int
+    """Training seed."""
+    eval_seed: int | None
+    """Seed of the first judged episode; the others follow one by one."""
+    steps: int
+    """Environment steps that the policy was trained for."""
+    wall_s: float
+    """Time that this call took [s]."""
+    return_mean: float | None
+    """Mean reward sum of an episode."""
+    punishment_mean: float | None
+    """Mean punishment (cost) sum of an episode."""
+    episodes: int
+    over_budget_share: float | None
+    """Share of episodes whose punishment was above the budget."""
+    budget: float
+    """Allowed punishment per episode."""
+    path: Path
+    """The run, the evaluation file or the bundle."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What only this kind of result has, such as the lists of returns and punishments."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], **changed: Any) -> "Result":
+        """The result that a JSON record (or what the loops return) holds."""
+        merged = {**record, **changed}
+        values = {key: merged.pop(key, None) for key in STABLE_KEYS}
+        values["path"] = Path(values["path"])
+        return cls(**values, details=merged)
+
+    def record(self) -> dict[str, Any]:
+        """Everything as JSON values: the stable keys first, then the details."""
+        stable = {key: getattr(self, key) for key in STABLE_KEYS}
+        return {**stable, "path": str(self.path), **self.details}
+
+
+STABLE_KEYS = tuple(name for name in Result.__dataclass_fields__ if name != "details")
+
+
+def train(
+    task: str,
+    *,
+    agent: str = "kcpr",
+    steps: int | None = None,
+    seed: int = 0,
+    budget: float | None = None,
+    out: StrPath | None = None,
+    num_envs: int | None = None,
+    init: StrPath | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Result:
+    """Train a policy and keep it in a run folder (`result.path`).
+
+    `task` is a task card's name or any registered Safety-Gymnasium id; `agent` is kcpr, sac or
+    sac-lag; `budget` replaces the card's allowed punishment per episode; `init` is a run or bundle
+    to start from; `progress` shows a live display on stderr. What is left None has the task's
+    default. An existing run is never overwritten.
+    """
+    options = TrainOptions(
+        task=task,
+        agent=agent,
+        steps=steps,
+        seed=seed,
+        budget=budget,
+        out=_fresh_folder(out, f"{task}-{agent}-seed{seed}"),
+        num_envs=num_envs,
+        init=None if init is None else locate(init),
+        device=device,
+    )
+    return Result.from_record(train_run(options, live_sinks(progress)).record())
+
+
+def resume(run: StrPath, *, progress: bool = False) -> Result:
+    """Continue an interrupted training run as if it had never stopped."""
+    return Result.from_record(resume_run(Path(run), live_sinks(progress)).record())
+
+
+def evaluate(
+    path: StrPath,
+    *,
+    episodes: int = EVALUATION_EPISODES,
+    eval_seed: int = FIRST_EVALUATION_SEED,
+    video: StrPath | None = None,
+) -> Result:
+    """Judge a run's or bundle's deterministic policy on full episodes.
+
+    Episode i starts from seed `eval_seed + i`; seeds that training may have seen are refused. The
+    result of a run is kept as `evaluation.json` beside it. `video` is a file for the first episode.
+    """
+    place = locate(path)
+    result = Result.from_record(evaluate_policy(place, episodes, eval_seed), path=str(place))
+    if (place / "config.json").is_file():
+        text = json.dumps(result.record(), indent=1, allow_nan=False)
+        atomic_write(place / "evaluation.json", text.encode())
+    if video is not None:
+        from kcpr_safety.training.video import record_video
+
+        record_video(place, Path(video), eval_seed)
+    return result
+
+
+def export(run: StrPath, out: StrPath) -> Result:
+    """Write a run's policy as a bundle: controller.pt, weights, card and golden vectors."""
+    return Result.from_record(export_bundle(locate(run), Path(out)))
+
+
+def load_policy(path: StrPath) -> Policy:
+    """A policy to act with: `load_policy(path).act(obs)`; `path` is a bundle, a run or a name."""
+    return load_bundle(locate(path))
+
+
+def report(runs: Iterable[StrPath] | StrPath, out: StrPath) -> Path:
+    """Write one self-contained HTML page about these runs; returns its path."""
+    places = [runs] if isinstance(runs, str | Path) else list(runs)
+    return build_report([locate(place) for place in places], Path(out))
+
+
+def shipped_policies() -> list[Path]:
+    """The bundles that came with the package."""
+    return sorted(card.parent for card in (data_root() / "policies").glob("*/card.json"))
+
+
+def locate(path: StrPath) -> Path:
+    """An existing path as it is; otherwise the shipped policy of that name."""
+    place = Path(path)
+    if place.exists():
+        return place
+    shipped = {bundle.name: bundle for bundle in shipped_policies()}
+    if str(path) in shipped:
+        return shipped[str(path)]
+    named = f"; shipped policies: {', '.join(shipped)}" if shipped else ""
+    raise FileFault(f"'{path}' is neither a run or bundle folder nor a shipped policy{named}")
+
+
+def _fresh_folder(out: StrPath | None, name: str) -> Path:
+    """Where a new run goes: the folder asked for, or the first free name under `runs/`."""
+    if out is not None:
+        return Path(out)
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder

@@ -1,0 +1,82 @@
+"""How do results look to a person, and how to a machine?"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_PLAIN_WIDTH = 200
+"""Columns where no terminal says how many it has."""
+
+
+def console() -> Console:
+    """Standard output: in colour and fitted where that is a terminal, else plain and wide."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; numbers stand to the right."""
+    shown = [[text(cell) for cell in row] for row in rows]
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = bool(shown) and all(_is_number(row[index]) for row in shown)
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in shown:
+        drawn.add_row(*row)
+    console().print(drawn)
+
+
+def text(value: object) -> str:
+    """A cell: floats with few digits, nothing as a dash, yes and no in words."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", "").replace("%", ""))
+    except ValueError:
+        return cell == "-"
+    return True
+
+
+def result_rows(record: dict[str, Any]) -> list[tuple[str, object]]:
+    """The lines of one result, as people read them."""
+    share = record.get("over_budget_share")
+    return [
+        ("task", record["task"]),
+        ("agent, seed", f"{record['agent']}, {record['seed']}"),
+        ("environment steps", record["steps"]),
+        ("episodes", record["episodes"]),
+        ("return", record["return_mean"]),
+        ("punishment (cost)", record["punishment_mean"]),
+        ("budget", record["budget"]),
+        ("episodes over budget", None if share is None else f"{share:.0%}"),
+        ("time [s]", record["wall_s"]),
+        ("kept in", record["path"]),
+    ]
+
+
+def emit_json(record: dict[str, Any], descriptor: int) -> None:
+    """One JSON object and a newline; paths become text, NaN is refused."""
+    line = json.dumps(record, default=_plain, allow_nan=False) + "\n"
+    with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as stream:
+        stream.write(line)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
