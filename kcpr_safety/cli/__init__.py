@@ -37,6 +37,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except KcprError as fault:
         print(f"kcpr-safety: {fault}", file=sys.stderr)
         return EXIT_CODE
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "kcpr_safety":
+            raise
+        print(
+            f"kcpr-safety: {error.name} is not installed; run: kcpr-safety doctor", file=sys.stderr
+        )
+        return EXIT_CODE
     except KeyboardInterrupt:
         print("kcpr-safety: stopped", file=sys.stderr)
         return INTERRUPTED

@@ -1,0 +1,1 @@
+"""What is composed of everything below: the demo, the benches, the doctor."""
