@@ -21,7 +21,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from kcpr_safety.errors import CardError, UnknownNameError
@@ -53,7 +52,7 @@ class TaskCard:
     """What one unit of punishment (cost) is, in words."""
     budget: float = 25.0
     """Allowed punishment, summed over one full episode."""
-    overrides: Mapping[str, Override] = field(default_factory=lambda: MappingProxyType({}))
+    overrides: Mapping[str, Override] = field(default_factory=dict)
     sha256: str = ""
     """Of the file's bytes; empty where there is no file."""
 
@@ -99,7 +98,7 @@ def _read(path: Path) -> TaskCard:
     return TaskCard(
         **{key: record[key] for key in _REQUIRED},
         budget=float(record.get("budget", TaskCard.budget)),
-        overrides=MappingProxyType(overrides),
+        overrides=overrides,
         sha256=hashlib.sha256(content).hexdigest(),
     )
 

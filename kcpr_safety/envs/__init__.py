@@ -6,14 +6,17 @@ obs, _ = world.reset()
 obs, reward, terminated, truncated, infos = world.step(action)
 """
 
+from kcpr_safety.envs.conformance import Finding, check_environment
 from kcpr_safety.envs.official import make_official
 from kcpr_safety.envs.registry import TaskRow, make_world, registered_tasks, resolve
 from kcpr_safety.envs.world import UnstablePhysicsWarning, World
 
 __all__ = [
+    "Finding",
     "TaskRow",
     "UnstablePhysicsWarning",
     "World",
+    "check_environment",
     "make_official",
     "make_world",
     "registered_tasks",

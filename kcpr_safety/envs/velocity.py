@@ -1,0 +1,183 @@
+"""How do the velocity tasks step in a few array operations, with the official numbers?
+
+The official classes stay the authority: they build the models, reset the episodes and hold every
+constant (thresholds, weights, healthy ranges). Only their `step` is done here, for all environments
+at once: physics per environment on the crew's threads, then observation, reward and punishment as
+arrays.
+
+    speed      = displacement over one control period / period             [m/s]
+    reward     = weight * forward speed (+ alive) - effort
+    punishment = 1 where speed > threshold, else 0
+
+The displacement is that of the first position(s) for the planar bodies and the swimmer, of the
+torso for Ant, of the centre of mass for Humanoid; the last two lag one physics step behind, as they
+do in the official classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+from jaxtyping import Float
+
+from kcpr_safety.cards import TaskCard
+from kcpr_safety.envs.crew import Crew
+from kcpr_safety.envs.official import describe, make_plain
+from kcpr_safety.envs.world import Outcome, World
+from kcpr_safety.seeds import EpisodeSeeds
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Body:
+    """What distinguishes one velocity task's arithmetic from another's."""
+
+    place: Callable[[Any], Array]
+    """Where it is, in the plane; its change over a step is the displacement [m]."""
+    planar_speed: bool
+    """Is the punished speed that in the plane, or the forward one alone?"""
+    clips_velocity: bool = False
+    """Are observed velocities clipped to +-10?"""
+    reads_forces: bool = False
+    """Does it observe body terms and contact forces?"""
+
+
+def _first(env: Any) -> Array:
+    return np.array(env.data.qpos[:1])
+
+
+def _first_two(env: Any) -> Array:
+    return np.array(env.data.qpos[:2])
+
+
+def _torso(env: Any) -> Array:
+    return np.array(env.data.body("torso").xpos[:2])
+
+
+def _mass_centre(env: Any) -> Array:
+    mass = env.model.body_mass
+    return np.array((np.einsum("b,bj->j", mass, env.data.xipos) / mass.sum())[:2])
+
+
+_BODIES = {
+    "HalfCheetah": Body(_first, planar_speed=False),
+    "Hopper": Body(_first, planar_speed=False, clips_velocity=True),
+    "Walker2d": Body(_first, planar_speed=False, clips_velocity=True),
+    "Swimmer": Body(_first_two, planar_speed=False),
+    "Ant": Body(_torso, planar_speed=True),
+    "Humanoid": Body(_mass_centre, planar_speed=True, reads_forces=True),
+}
+# The first version of the swimmer was punished for its speed in the plane.
+_OLD_SWIMMER = "SafetySwimmerVelocity-v0"
+
+
+def body_of(task: str) -> Body | None:
+    """The arithmetic of a velocity task; None for any other."""
+    for version in ("v0", "v1"):
+        name = task.removeprefix("Safety").removesuffix(f"Velocity-{version}")
+        if task == f"Safety{name}Velocity-{version}" and name in _BODIES:
+            return Body(_first_two, planar_speed=True) if task == _OLD_SWIMMER else _BODIES[name]
+    return None
+
+
+class VelocityWorld(World):
+    """The velocity tasks, all environments of a step at once."""
+
+    path = "fast"
+
+    def __init__(
+        self, card: TaskCard, body: Body, num_envs: int, episode_seeds: EpisodeSeeds, threads: int
+    ) -> None:
+        made = [make_plain(card.task) for _ in range(max(num_envs, 1))]
+        self._envs = [env for env, _ in made]
+        first, limit = made[0]
+        super().__init__(describe(card, first, limit), num_envs, episode_seeds)
+        self._body = body
+        self._crew = Crew(min(threads, num_envs))
+        # One model for all simulations: nothing writes to it, and it stays in the cores' caches.
+        self._model = first.model
+        self._datas = [env.data for env in self._envs]
+        self._ctrl = [data.ctrl for data in self._datas]
+        self._parts = [part for data in self._datas for part in self._observed(data)]
+        self._action = np.zeros((num_envs, self.contract.action_size))
+        self._place = np.zeros((num_envs, len(body.place(first))))
+        self._time = np.zeros(num_envs)
+
+    def _observed(self, data: Any) -> list[Array]:
+        """Views of what one environment observes, in order."""
+        skipped = 1 if self._body.place is _first else 2
+        parts = [data.qpos[skipped:], data.qvel]
+        if self._body.reads_forces:
+            parts += [data.cinert, data.cvel, data.qfrc_actuator, data.cfrc_ext]
+        return [part.reshape(-1) for part in parts]
+
+    def _simulate(self, i: int) -> None:
+        data = self._datas[i]
+        self._ctrl[i][:] = self._action[i]
+        mujoco.mj_step(self._model, data, nstep=self._envs[i].frame_skip)
+        if self._body.reads_forces:
+            mujoco.mj_rnePostConstraint(self._model, data)
+
+    def _advance(self, action: Float[Array, "envs action"]) -> Outcome:
+        env = self._envs[0]
+        self._action = action
+        self._crew.each(self._simulate, self.num_envs)
+        obs = np.concatenate(self._parts).reshape(self.num_envs, -1)
+        place = np.array([self._body.place(e) for e in self._envs])
+        velocity = (place - self._place) / env.dt
+        time = np.array([data.time for data in self._datas])
+        late = np.abs(time - self._time - env.dt) > self._model.opt.timestep / 2
+        unstable = late | ~np.isfinite(obs).all(axis=1)
+        self._place, self._time = place, time
+
+        forward = velocity[:, 0]
+        effort = env._ctrl_cost_weight * np.sum(np.square(action), axis=1)
+        reward = getattr(env, "_forward_reward_weight", 1.0) * forward
+        if hasattr(env, "_healthy_reward"):
+            reward = reward + env._healthy_reward
+        reward = reward - effort
+        speed = np.sqrt(np.sum(np.square(velocity), axis=1)) if self._body.planar_speed else forward
+        punishment = (speed > env._velocity_threshold).astype(np.float64)
+        terminated = ~self._healthy(env)
+        if self._body.clips_velocity:
+            velocities = slice(self._model.nq - 1, None)
+            obs[:, velocities] = np.clip(obs[:, velocities], -10, 10)
+        never = np.zeros(self.num_envs, dtype=bool)
+        return Outcome(obs, reward, punishment, terminated, never, unstable)
+
+    def _healthy(self, env: Any) -> Array:
+        """Inside every range that the official class sets; strictly, but for Ant's."""
+        healthy = np.ones(self.num_envs, dtype=bool)
+        if not hasattr(env, "_healthy_z_range"):
+            return healthy
+        qpos = np.array([data.qpos for data in self._datas])
+        if hasattr(env, "_healthy_angle_range"):
+            healthy &= _inside(qpos[:, 1], env._healthy_z_range)
+            healthy &= _inside(qpos[:, 2], env._healthy_angle_range)
+        elif self._body.place is _torso:
+            low, high = env._healthy_z_range
+            healthy &= (low <= qpos[:, 2]) & (qpos[:, 2] <= high)
+        else:
+            healthy &= _inside(qpos[:, 2], env._healthy_z_range)
+        if hasattr(env, "_healthy_state_range"):
+            state = np.concatenate([qpos[:, 2:], [data.qvel for data in self._datas]], axis=1)
+            healthy &= _inside(state, env._healthy_state_range).all(axis=1)
+        return healthy
+
+    def _reset_rows(self, indices: Array, seeds: Array) -> Float[Array, "some obs"]:
+        rows = []
+        for i, seed in zip(indices, seeds, strict=True):
+            rows.append(self._envs[i].reset(seed=int(seed))[0])
+            self._place[i] = self._body.place(self._envs[i])
+            self._time[i] = self._datas[i].time
+        return np.array(rows)
+
+    def close_extras(self, **_: Any) -> None:
+        self._crew.close()
+
+
+def _inside(value: Array, bounds: tuple[float, float]) -> Array:
+    return (bounds[0] < value) & (value < bounds[1])
