@@ -22,7 +22,9 @@ from kcpr_safety.cards import data_root
 from kcpr_safety.deploy import Policy, export_bundle
 from kcpr_safety.deploy import load_policy as load_bundle
 from kcpr_safety.errors import FileFault
+from kcpr_safety.evidence import EVIDENCE_FILE
 from kcpr_safety.files import atomic_write
+from kcpr_safety.policy_file import RUN_FILE, locate_policy
 from kcpr_safety.report import build_report
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED
 from kcpr_safety.training.evaluation import evaluate_policy
@@ -145,10 +147,11 @@ def evaluate(
     result of a run is kept as `evaluation.json` beside it. `video` is a file for the first episode.
     """
     place = locate(path)
-    result = Result.from_record(evaluate_policy(place, episodes, eval_seed), path=str(place))
-    if (place / "config.json").is_file():
+    record = evaluate_policy(locate_policy(place), episodes, eval_seed)
+    result = Result.from_record(record, path=str(place))
+    if (place / RUN_FILE).is_file():
         text = json.dumps(result.record(), indent=1, allow_nan=False)
-        atomic_write(place / "evaluation.json", text.encode())
+        atomic_write(place / EVIDENCE_FILE, text.encode())
     if video is not None:
         from kcpr_safety.training.video import record_video
 
