@@ -1,0 +1,144 @@
+"""How does a program get actions out of a run folder, a policy file or a bundle?
+
+    policy = load_policy("bundle")
+    action = policy.act(obs)            # numpy in, numpy out
+
+Of a bundle every file is checked against the others, the TorchScript controller is loaded only when
+its bytes are the exporter's, and it has to repeat its golden answers before it may act. A run or a
+policy file gives the same controller without TorchScript.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from numpy import ndarray
+from torch import Tensor, nn
+
+from kcpr_safety.contract import Contract
+from kcpr_safety.controller import METHODS, controller_from_tensors
+from kcpr_safety.deploy.archive import MAX_BYTES, extras_of, load_script
+from kcpr_safety.deploy.bundle import CARD_FILE, CONTRACT_EXTRA, CONTROLLER_FILE, GOLDEN_FILE
+from kcpr_safety.deploy.card import card_from_bytes
+from kcpr_safety.deploy.parity import TOLERANCE, answers
+from kcpr_safety.errors import FileFault
+from kcpr_safety.files import read_limited
+from kcpr_safety.policy_file import BUNDLE_FILE, policy_from_bytes, read_policy
+from kcpr_safety.tensor_file import unpack
+
+Row = Float[ndarray, "*batch obs"]
+Command = Float[ndarray, "*batch action"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A deterministic policy in physical units, with what it may assume."""
+
+    contract: Contract
+    source: Path
+    """The folder or file that it was loaded from."""
+    controller: nn.Module
+    """Takes float32 tensors [batch, obs]: `forward`, `nominal`, `fallback`, `check`."""
+
+    def act(self, obs: Row) -> Command:
+        """The nominal action [A] of one observation [O], or [N, A] of N of them, float32."""
+        return self._ask("nominal", obs)
+
+    def fallback(self, obs: Row) -> Command:
+        """The punishment module's action: learned avoidance, not a certified stop."""
+        return self._ask("fallback", obs)
+
+    def check(self, obs: Row) -> Int[ndarray, "*batch"]:
+        """0, or the bits that say what is wrong with each observation."""
+        return self._ask("check", obs)
+
+    def _ask(self, method: str, obs: Row) -> Shaped[ndarray, "..."]:
+        array = np.asarray(obs)
+        width = self.contract.obs_size
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"observations are float32 or float64, not {array.dtype}")
+        if array.ndim not in (1, 2) or array.shape[-1] != width:
+            raise ValueError(
+                f"an observation of {self.contract.task} is [{width}] or [batch, {width}], "
+                f"not {list(array.shape)}"
+            )
+        # Too large for float32 becomes infinite, and is then answered as such.
+        with np.errstate(over="ignore"):
+            rows = torch.from_numpy(np.atleast_2d(array).astype(np.float32))
+        function = getattr(self.controller, method)
+        with torch.inference_mode():
+            # Row by row: a matrix product may round differently in a larger batch.
+            outputs = [function(rows[i : i + 1]) for i in range(len(rows))]
+        stacked = torch.cat(outputs) if outputs else function(rows)
+        answer: Shaped[ndarray, "..."] = stacked.numpy()
+        return np.asarray(answer[0]) if array.ndim == 1 else answer
+
+
+def load_policy(path: Path) -> Policy:
+    """Load whatever can act from a run folder, a policy file or a bundle folder."""
+    path = Path(path)
+    if path.is_dir() and ((path / CONTROLLER_FILE).exists() or (path / CARD_FILE).exists()):
+        return load_bundle(path)
+    policy = read_policy(path)
+    controller = controller_from_tensors(policy.tensors, policy.contract)
+    return Policy(policy.contract, path, controller)
+
+
+def load_bundle(folder: Path) -> Policy:
+    """Check a bundle's files against each other and load its TorchScript controller."""
+    card_bytes = read_limited(folder / CARD_FILE, MAX_BYTES)
+    card = card_from_bytes(card_bytes, str(folder / CARD_FILE))
+    data = {name: _hashed(folder, name, card) for name in (BUNDLE_FILE, GOLDEN_FILE)}
+    policy = policy_from_bytes(data[BUNDLE_FILE], str(folder / BUNDLE_FILE))
+    contract = policy.contract
+    if card["contract"] != json.loads(contract.to_json()):
+        raise FileFault(f"{folder / CARD_FILE} and {BUNDLE_FILE} differ in their contract")
+    name = str(folder / CONTROLLER_FILE)
+    archive = read_limited(folder / CONTROLLER_FILE, MAX_BYTES)
+    extras = extras_of(archive, name)
+    beside = {
+        CARD_FILE: card_bytes,
+        GOLDEN_FILE: data[GOLDEN_FILE],
+        CONTRACT_EXTRA: contract.to_json().encode(),
+    }
+    for extra, content in beside.items():
+        if extras.get(extra) != content:
+            raise FileFault(f"{name} belongs to another bundle: its {extra} differs")
+    golden, _ = unpack(data[GOLDEN_FILE], str(folder / GOLDEN_FILE))
+    module = load_script(archive, name)
+    self_test(module, golden, contract, str(folder))
+    return Policy(contract, folder, module)
+
+
+def self_test(module: nn.Module, golden: dict[str, Tensor], contract: Contract, name: str) -> float:
+    """Replay the golden answers; the largest error, in shares of an action's span."""
+    rows = golden["obs"].shape[0] if "obs" in golden else 0
+    if set(golden) != {"obs", *METHODS} or rows == 0 or golden["obs"].dim() != 2:
+        raise FileFault(f"{name}/{GOLDEN_FILE} does not hold golden answers")
+    span = torch.tensor([entry.high - entry.low for entry in contract.action])
+    worst = 0.0
+    try:
+        for method, answer in answers(module, golden["obs"]).items():
+            scale = span if answer.is_floating_point() else torch.ones(())
+            error = ((answer - golden[method]).abs() / scale).max()
+            worst = max(worst, float(error)) if error == error else float("inf")
+    except RuntimeError as error:
+        raise FileFault(f"{name}/{GOLDEN_FILE} does not fit {CONTROLLER_FILE}") from error
+    if worst > TOLERANCE:
+        raise FileFault(
+            f"{name}/{CONTROLLER_FILE} does not repeat its golden answers here: it is off by "
+            f"{worst:.2g} of an action's span, allowed is {TOLERANCE:.0g}"
+        )
+    return worst
+
+
+def _hashed(folder: Path, name: str, card: dict[str, Any]) -> bytes:
+    data = read_limited(folder / name, MAX_BYTES)
+    if card["files"].get(name) != hashlib.sha256(data).hexdigest():
+        raise FileFault(f"{folder / name} is not the file that {CARD_FILE} was written for")
+    return data

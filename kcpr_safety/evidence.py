@@ -1,0 +1,125 @@
+"""What did the deterministic evaluation of one policy show, episode by episode?
+
+Written as `evaluation.json` into a run folder, read by the exporter (no bundle without it) and by
+the report. Lists, not only means: every interval is computed from the episodes themselves. What is
+missing, not finite or contradicts itself is refused by name. Neither torch nor a simulator.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kcpr_safety.errors import FileFault
+from kcpr_safety.files import read_limited
+
+EVIDENCE_FILE = "evaluation.json"
+MAX_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Full episodes of one deterministic policy on evaluation seeds."""
+
+    task: str
+    agent: str
+    seed: int
+    """Training seed."""
+    eval_seed: int
+    """First evaluation seed; episode i starts from eval_seed + i."""
+    steps: int
+    """Environment steps that training took."""
+    budget: float
+    returns: tuple[float, ...]
+    punishments: tuple[float, ...]
+    lengths: tuple[int, ...]
+    predicted_punishment: float | None = None
+    """What the evaluation critic expected, discounted, on average over the episodes' starts."""
+    policy_sha256: str | None = None
+    """Hash of the policy file that was judged."""
+
+    @property
+    def episodes(self) -> int:
+        return len(self.returns)
+
+    @property
+    def return_mean(self) -> float:
+        return math.fsum(self.returns) / self.episodes
+
+    @property
+    def punishment_mean(self) -> float:
+        return math.fsum(self.punishments) / self.episodes
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read an `evaluation.json`, or the one in a run folder."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / EVIDENCE_FILE
+    return evidence_from_json(read_json(path), str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file."""
+    try:
+        record = json.loads(read_limited(path, MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise FileFault(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise FileFault(f"{path} must hold one JSON object")
+    return record
+
+
+def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
+    """The evidence in an evaluation's result; `name` is what a fault calls it."""
+    try:
+        evidence = Evidence(
+            task=str(record["task"]),
+            agent=str(record["agent"]),
+            seed=int(record["seed"]),
+            eval_seed=int(record["eval_seed"]),
+            steps=int(record["steps"]),
+            budget=float(record["budget"]),
+            returns=tuple(float(x) for x in record["returns"]),
+            punishments=tuple(float(x) for x in record["punishments"]),
+            lengths=tuple(int(x) for x in record["lengths"]),
+            predicted_punishment=_mean(record.get("predicted_punishment")),
+            policy_sha256=record.get("policy_sha256"),
+        )
+    except KeyError as error:
+        raise FileFault(f"{name} is no evaluation of a policy: it lacks {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FileFault(f"{name} is no evaluation of a policy: {error}") from error
+    _check(evidence, record, name)
+    return evidence
+
+
+def _mean(value: Any) -> float | None:
+    """A number as it is, a list by its mean, nothing as nothing."""
+    if isinstance(value, list) and value:
+        return math.fsum(float(x) for x in value) / len(value)
+    return None if value is None or isinstance(value, list) else float(value)
+
+
+def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:
+    count = evidence.episodes
+    if count == 0:
+        raise FileFault(f"{name} holds no episode")
+    if len(evidence.punishments) != count or len(evidence.lengths) != count:
+        raise FileFault(f"{name}: returns, punishments and lengths differ in number")
+    if record.get("episodes", count) != count:
+        raise FileFault(f"{name} promises {record['episodes']} episodes and lists {count}")
+    numbers = (*evidence.returns, *evidence.punishments, evidence.budget)
+    if not all(math.isfinite(x) for x in numbers):
+        raise FileFault(f"{name} holds a number that is not finite")
+    if min(evidence.punishments) < 0:
+        raise FileFault(f"{name} holds a negative punishment")
+    for key in ("return_mean", "punishment_mean"):
+        mean = getattr(evidence, key)
+        stated = record.get(key, mean)
+        if not isinstance(stated, int | float) or not math.isclose(
+            stated, mean, rel_tol=1e-6, abs_tol=1e-6
+        ):
+            raise FileFault(f"{name}: {key} is {stated}, but its episodes give {mean:.6g}")
