@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from kcpr_safety.envs.official import make_plain, six
+from kcpr_safety.envs.official import make_plain, six, translated
 from kcpr_safety.errors import KcprError
 
 STEPS = 200
@@ -25,7 +25,7 @@ class Finding:
     """One thing that was found, and whether training can live with it."""
 
     severity: str
-    """"error": training would fail or lie; "warning": works, but look at it; "ok": as it must be."""
+    """"error": training would fail or lie; "warning": works, but look at it; "ok": all is well."""
     sentence: str
 
 
@@ -58,7 +58,9 @@ def check_environment(env_id: str, steps: int = STEPS) -> list[Finding]:
     except KcprError as error:
         report.expect(False, str(error))
     except Exception as error:
-        report.expect(False, f"it raised {type(error).__name__} while stepping: {error}")
+        fault = translated(env_id, error)
+        raised = f"it raised {type(error).__name__} while stepping: {error}"
+        report.expect(False, raised if fault is error else str(fault))
     finally:
         env.close()
     findings = sorted(report.findings, key=lambda finding: finding.severity)

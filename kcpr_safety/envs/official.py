@@ -44,7 +44,7 @@ def make_official(
     try:
         env = package.make(task, render_mode=render_mode, **options)
     except Exception as error:
-        raise _translated(task, error) from error
+        raise translated(task, error) from error
     _choose_pictures(env, render_mode is not None if pictures is None else pictures)
     return env
 
@@ -59,7 +59,7 @@ def make_plain(task: str) -> tuple[Any, int]:
     try:
         env = creator(**copy.deepcopy(spec.kwargs))
     except Exception as error:
-        raise _translated(task, error) from error
+        raise translated(task, error) from error
     _choose_pictures(env, False)
     limit = spec.max_episode_steps or getattr(getattr(env, "task", None), "num_steps", None)
     if limit is None:
@@ -113,7 +113,7 @@ class OfficialWorld(World):
             try:
                 obs, _ = self._envs[i].reset(seed=int(seed))
             except Exception as error:
-                raise _translated(self.contract.task, error) from error
+                raise translated(self.contract.task, error) from error
             rows.append(self._flat(obs))
         return np.array(rows, dtype=np.float64)
 
@@ -189,10 +189,10 @@ def _choose_pictures(env: Any, wanted: bool) -> None:
         task.takes_pictures = wanted
 
 
-def _translated(task: str, error: Exception) -> Exception:
-    """What is missing on this machine, in one sentence; anything else is a defect and stays."""
+def translated(task: str, error: Exception) -> Exception:
+    """What this machine lacks, in one sentence; any other error as it is, for that is a defect."""
     text = " ".join(str(error).split())
-    if "resource not found" in text or "could not open" in text.lower():
+    if any(sign in text.lower() for sign in ("resource not found", "error opening file")):
         missing = text.rsplit("'", 2)[-2] if text.count("'") > 1 else text
         return EnvironmentFault(f"{task} needs a file that this machine does not have: {missing}")
     gl_words = ("gladLoadGL", "OpenGL", "EGL", "GLContext", "OSMesa", "GLFW", "glfw", "libGL")

@@ -1,0 +1,103 @@
+"""Do task cards say what they may, and complain in one sentence about anything else?"""
+
+from pathlib import Path
+
+import pytest
+
+from kcpr_safety.cards import MOST_OVERRIDES, TaskCard, card_names, load_card
+from kcpr_safety.errors import CardError, UnknownNameError
+
+GOOD = """
+task = "SafetyPointGoal1-v0"
+title = "A title"
+description = "Words."
+punishment = "one step inside"
+"""
+
+OVERRIDE = """
+[overrides.{name}]
+value = {value}
+reason = "because"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "card.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_shipped_card_loads_and_is_named_after_its_task() -> None:
+    names = card_names()
+    assert "SafetyHalfCheetahVelocity-v1" in names
+    for name in names:
+        card = load_card(name)
+        assert card.task == name
+        assert len(card.sha256) == 64
+        assert card.title
+        assert card.description
+        assert card.punishment
+
+
+def test_defaults_and_given_values(tmp_path: Path) -> None:
+    card = load_card(written(tmp_path, GOOD))
+    assert card.budget == TaskCard.budget
+    assert card.overrides == {}
+    text = GOOD + "budget = 10\n" + OVERRIDE.format(name="gamma", value=0.9)
+    card = load_card(written(tmp_path, text))
+    assert (card.budget, type(card.budget)) == (10.0, float)
+    assert card.overrides["gamma"].value == 0.9
+    assert card.overrides["gamma"].reason == "because"
+
+
+def test_the_hash_is_of_the_bytes(tmp_path: Path) -> None:
+    one = load_card(written(tmp_path, GOOD))
+    other = load_card(written(tmp_path, GOOD + "# a comment\n"))
+    assert one.sha256 != other.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD + 'colour = "red"\n', ["colour", "budget", "overrides"]),
+        (GOOD + 'budget = "many"\n', ["budget", "a number", "many"]),
+        (GOOD + "budget = true\n", ["budget", "a number"]),
+        (GOOD + "budget = -1\n", ["budget", "at least 0"]),
+        (GOOD + "budget = inf\n", ["budget", "finite"]),
+        (GOOD.replace('"Words."', "3"), ["description", "text"]),
+        (GOOD.replace('punishment = "one step inside"', ""), ["lacks", "punishment"]),
+        (GOOD + "overrides = 3\n", ["overrides", "table"]),
+        (GOOD + "[overrides]\ngamma = 0.9\n", ["gamma", "value", "reason"]),
+        (GOOD + "[overrides.gamma]\nvalue = 0.9\n", ["gamma", "reason"]),
+        (GOOD + '[overrides.gamma]\nreason = "so"\n', ["gamma", "value"]),
+        (GOOD + '[overrides.gamma]\nvalue = "x"\nreason = "so"\n', ["gamma", "value", "'x'"]),
+        (GOOD + '[overrides.gamma]\nvalue = nan\nreason = "so"\n', ["gamma", "finite"]),
+        ("this is = not toml =", ["not TOML"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(CardError) as raised:
+        load_card(path)
+    message = str(raised.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_three_overrides_are_allowed_and_four_are_not(tmp_path: Path) -> None:
+    tables = [OVERRIDE.format(name=f"n{i}", value=i) for i in range(MOST_OVERRIDES + 1)]
+    card = load_card(written(tmp_path, GOOD + "".join(tables[:-1])))
+    assert len(card.overrides) == MOST_OVERRIDES
+    with pytest.raises(CardError, match="at most 3"):
+        load_card(written(tmp_path, GOOD + "".join(tables)))
+
+
+def test_missing_files_and_names() -> None:
+    with pytest.raises(CardError, match="nowhere"):
+        load_card("nowhere/card.toml")
+    with pytest.raises(UnknownNameError, match="SafetyPointGoal1-v0"):
+        load_card("SafetyPointGoal1")
