@@ -24,12 +24,13 @@ from kcpr_safety.deploy import load_policy as load_bundle
 from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import EVIDENCE_FILE
 from kcpr_safety.files import atomic_write
-from kcpr_safety.policy_file import RUN_FILE, locate_policy
+from kcpr_safety.policy_file import RUN_FILE
 from kcpr_safety.report import build_report
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED
 from kcpr_safety.training.evaluation import evaluate_policy
 from kcpr_safety.training.loop import TrainOptions, resume_run, train_run
 from kcpr_safety.training.sinks import live_sinks
+from kcpr_safety.training.video import record_video
 
 __all__ = [
     "EVALUATION_EPISODES",
@@ -144,18 +145,17 @@ def evaluate(
     """Judge a run's or bundle's deterministic policy on full episodes.
 
     Episode i starts from seed `eval_seed + i`; seeds that training may have seen are refused. The
-    result of a run is kept as `evaluation.json` beside it. `video` is a file for the first episode.
+    result of a run is kept as `evaluation.json` beside it. `video` films the first episode
+    (.gif, or .mp4 where imageio-ffmpeg is installed).
     """
     place = locate(path)
-    record = evaluate_policy(locate_policy(place), episodes, eval_seed)
+    if video is not None:
+        record_video(place, Path(video), eval_seed)
+    record = evaluate_policy(place, episodes, eval_seed)
     result = Result.from_record(record, path=str(place))
     if (place / RUN_FILE).is_file():
         text = json.dumps(result.record(), indent=1, allow_nan=False)
         atomic_write(place / EVIDENCE_FILE, text.encode())
-    if video is not None:
-        from kcpr_safety.training.video import record_video
-
-        record_video(place, Path(video), eval_seed)
     return result
 
 

@@ -1,0 +1,89 @@
+"""What does one episode of a policy look like?
+
+Filmed in a child process: off-screen rendering depends on drivers that may take a process down or
+complain at its end, and must choose their backend before anything else is loaded.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcpr_safety.errors import (
+    EXIT_CODE,
+    EnvironmentFault,
+    FileFault,
+    KcprError,
+    MissingPackageError,
+)
+from kcpr_safety.files import faults_of
+
+FORMATS = (".gif", ".mp4")
+WIDTH, HEIGHT = 320, 240
+_MOST_FRAMES_PER_S = {".gif": 12.5, ".mp4": 50.0}
+
+
+def record_video(place: Path, out: Path, eval_seed: int) -> None:
+    """Film the episode that starts from `eval_seed`, with the policy of a run, bundle or file."""
+    if out.suffix not in FORMATS:
+        raise FileFault(f"'{out}' is no video file; let its name end in {' or '.join(FORMATS)}")
+    if out.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise MissingPackageError("imageio-ffmpeg", "pip install imageio-ffmpeg")
+    environment = dict(os.environ)
+    if not (environment.get("DISPLAY") or environment.get("MUJOCO_GL")):
+        environment["MUJOCO_GL"] = "egl"
+    command = [sys.executable, "-m", __name__, str(place), str(out), str(eval_seed)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == EXIT_CODE:
+        raise EnvironmentFault(done.stdout.strip())
+    if done.returncode != 0 or not out.is_file():
+        raise EnvironmentFault(
+            f"{out} could not be filmed (exit code {done.returncode}); "
+            "`kcpr-safety doctor` says whether off-screen rendering works here"
+        )
+
+
+def film(place: Path, out: Path, eval_seed: int) -> None:
+    """The child's work: step the official environment, keep every n-th picture, write the file."""
+    import imageio.v3
+    import torch
+
+    from kcpr_safety import envs
+    from kcpr_safety.controller import controller_from_tensors
+    from kcpr_safety.policy_file import read_policy
+
+    policy = read_policy(place)
+    controller = controller_from_tensors(policy.tensors, policy.contract)
+    env: Any = envs.make_official(policy.task, render_mode="rgb_array", width=WIDTH, height=HEIGHT)
+    period = policy.contract.period_s
+    stride = max(1, round(1.0 / (_MOST_FRAMES_PER_S[out.suffix] * period)))
+    obs, _ = env.reset(seed=eval_seed)
+    frames: list[np.ndarray] = []
+    for step in range(policy.contract.time_limit):
+        if step % stride == 0:
+            frames.append(env.render())
+        with torch.inference_mode():
+            row = torch.as_tensor(np.asarray(obs).ravel(), dtype=torch.float32)
+            action = controller(row[None])[0].numpy().astype(np.float64)
+        obs, _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            break
+    fresh = out.with_name(f".{out.stem}.new{out.suffix}")
+    with faults_of(f"cannot write {out}"):
+        if out.suffix == ".gif":
+            imageio.v3.imwrite(fresh, frames, duration=1000.0 * period * stride, loop=0)
+        else:
+            imageio.v3.imwrite(fresh, frames, fps=1.0 / (period * stride))
+        fresh.replace(out)
+
+
+if __name__ == "__main__":
+    try:
+        film(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    except KcprError as fault:
+        sys.stdout.write(str(fault))
+        sys.exit(EXIT_CODE)
