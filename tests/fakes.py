@@ -1,12 +1,16 @@
 """What do tests use in place of a trained policy and the folder of a finished run?"""
 
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from kcpr_safety.contract import Contract, Entry
-from kcpr_safety.policy_file import PolicyFile
+from kcpr_safety.policy_file import PolicyFile, write_policy
 
 BUDGET = 25.0
 
@@ -55,3 +59,99 @@ def fake_policy(
             tensors[f"{stack}.{i}.bias"] = 0.1 * normal(members, 1, outputs)
     settings = {"width": width, "tau_reward": 0.2}
     return PolicyFile(tensors, contract, "kcpr", seed, 90_000, settings)
+
+
+def fake_evaluation(policy: PolicyFile, *, episodes: int = 10, **changed: Any) -> dict[str, Any]:
+    """What `evaluation.json` holds after evaluating `policy`, with a few episodes over budget."""
+    generator = np.random.default_rng([policy.seed, episodes])
+    returns = [round(float(x), 3) for x in generator.normal(2500.0, 60.0, episodes)]
+    punishments = [float(x) for x in generator.poisson(18, episodes)]
+    record = {
+        "task": policy.task,
+        "agent": policy.agent,
+        "seed": policy.seed,
+        "eval_seed": 10_000,
+        "steps": 100_000,
+        "wall_s": 12.5,
+        "return_mean": math.fsum(returns) / episodes,
+        "punishment_mean": math.fsum(punishments) / episodes,
+        "episodes": episodes,
+        "over_budget_share": sum(x > BUDGET for x in punishments) / episodes,
+        "budget": BUDGET,
+        "path": "runs/fake",
+        "returns": returns,
+        "punishments": punishments,
+        "lengths": [1000] * episodes,
+        "predicted_punishment": 1.4,
+    }
+    return {**record, **changed}
+
+
+def fake_metrics(policy: PolicyFile, steps: int = 100_000, rows: int = 50) -> list[dict[str, Any]]:
+    """Return rises; punishment overshoots the budget and is brought back under it."""
+    generator = np.random.default_rng([policy.seed, rows])
+    records: list[dict[str, Any]] = []
+    total = 0.0
+    for i in range(1, rows + 1):
+        share = i / rows
+        mean = 2500 * (1 - math.exp(-4 * share)) + float(generator.normal(0, 40))
+        punishment = max(0.0, 90 * share * math.exp(-5 * share) * 4 + 14 * share)
+        punishment += abs(float(generator.normal(0, 3)))
+        total += punishment * steps / rows / 1000
+        records.append(
+            {
+                "kind": "train",
+                "steps": round(share * steps),
+                "wall_s": 300.0 * share,
+                "steps_per_s": 330.0,
+                "return_mean": mean,
+                "punishment_mean": punishment,
+                "punishment_total": total,
+                "coupling_m": 1 + 3 * share,
+                "lambda": 0.05 * (1 + 3 * share),
+                "predicted_punishment": punishment / 12,
+            }
+        )
+        if i % (rows // 10) == 0:
+            records.append(
+                {
+                    "kind": "validation",
+                    "steps": round(share * steps),
+                    "return_mean": mean + 60,
+                    "punishment_mean": 0.8 * punishment,
+                    "episodes": 5,
+                    "predicted_punishment": punishment / 13,
+                    "measured_discounted_punishment": punishment / 12,
+                    "feasible": 0.8 * punishment <= BUDGET,
+                }
+            )
+    return records
+
+
+def fake_config(policy: PolicyFile, **changed: Any) -> dict[str, Any]:
+    """What `config.json` of a run holds."""
+    record = {
+        "schema_version": "1",
+        "task": policy.task,
+        "agent": policy.agent,
+        "seed": policy.seed,
+        "steps": 100_000,
+        "budget": BUDGET,
+        "settings": dict(policy.settings),
+        "contract": json.loads(policy.contract.to_json()),
+        "versions": {"kcpr-safety": "0.1.0", "torch": "2.13.0", "mujoco": "3.3.7"},
+        "machine": {"cpu": "fake", "cores": 2},
+    }
+    return {**record, **changed}
+
+
+def fake_run(folder: Path, policy: PolicyFile | None = None, **evaluation: Any) -> Path:
+    """The folder of a finished and evaluated run; keywords change `evaluation.json`."""
+    policy = policy or fake_policy()
+    folder.mkdir(parents=True)
+    write_policy(folder / "policy.safetensors", policy)
+    (folder / "config.json").write_text(json.dumps(fake_config(policy)))
+    rows = [json.dumps(row) + "\n" for row in fake_metrics(policy)]
+    (folder / "metrics.jsonl").write_text("".join(rows))
+    (folder / "evaluation.json").write_text(json.dumps(fake_evaluation(policy, **evaluation)))
+    return folder

@@ -48,6 +48,7 @@ def export_bundle(run: Path, out: Path) -> dict[str, Any]:
     """Write the bundle of a run folder to the folder `out`; the result's keys are stable."""
     start = time.perf_counter()
     run, out = Path(run), Path(out)
+    check_target(out)
     policy = read_policy(run)
     evidence = read_run_evidence(run, policy)
     config = read_json(run / "config.json") if (run / "config.json").exists() else {}
@@ -119,11 +120,8 @@ def bundle_contents(
     return {CONTROLLER_FILE: controller, **files, CARD_FILE: card}, parity
 
 
-def write_folder(out: Path, contents: Mapping[str, bytes]) -> None:
-    """Put a bundle in its place as a whole; only a bundle or an empty folder is ever replaced."""
-    out = out.resolve()
-    mark = secrets.token_hex(6)
-    fresh, old = (out.with_name(f".{out.name}.{mark}.{kind}") for kind in ("new", "old"))
+def check_target(out: Path) -> None:
+    """Raise `FileFault` unless `out` is new, an empty folder or an earlier bundle."""
     with faults_of(f"cannot write {out}"):
         if out.exists():
             strange = [out.name] if not out.is_dir() else sorted(_names(out) - set(FILES))
@@ -132,6 +130,15 @@ def write_folder(out: Path, contents: Mapping[str, bytes]) -> None:
                     f"cannot write {out}: {strange[0]} is no part of a bundle; "
                     "choose a new or empty folder"
                 )
+
+
+def write_folder(out: Path, contents: Mapping[str, bytes]) -> None:
+    """Put a bundle in its place as a whole; only a bundle or an empty folder is ever replaced."""
+    out = out.resolve()
+    check_target(out)
+    mark = secrets.token_hex(6)
+    fresh, old = (out.with_name(f".{out.name}.{mark}.{kind}") for kind in ("new", "old"))
+    with faults_of(f"cannot write {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             fresh.mkdir()

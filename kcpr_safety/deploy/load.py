@@ -75,7 +75,7 @@ class Policy:
             # Row by row: a matrix product may round differently in a larger batch.
             outputs = [function(rows[i : i + 1]) for i in range(len(rows))]
         stacked = torch.cat(outputs) if outputs else function(rows)
-        answer: Shaped[ndarray, "..."] = stacked.numpy()
+        answer: Shaped[ndarray, ...] = stacked.numpy()
         return np.asarray(answer[0]) if array.ndim == 1 else answer
 
 

@@ -1,0 +1,318 @@
+"""Does the bundle give exactly the evaluated policy's actions, from torch alone, as equal bytes?"""
+
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import fake_policy, fake_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kcpr_safety.controller import METHODS, Controller, controller_from_tensors
+from kcpr_safety.deploy import Policy, load_policy
+from kcpr_safety.deploy.archive import load_script, quiet
+from kcpr_safety.deploy.bundle import FILES, export_bundle
+from kcpr_safety.deploy.parity import max_ulp, measure
+from kcpr_safety.deploy.script import scripted
+from kcpr_safety.errors import FileFault
+from kcpr_safety.policy_file import read_policy
+
+TESTS = Path(__file__).parent
+SHIPPED = TESTS.parent / "policies" / "SafetyHalfCheetahVelocity-v1"
+Act = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("deploy") / "run", fake_policy(4))
+
+
+@pytest.fixture(scope="module")
+def result(run: Path) -> dict[str, Any]:
+    return export_bundle(run, run.parent / "bundle")
+
+
+@pytest.fixture(scope="module")
+def bundle(result: dict[str, Any]) -> Path:
+    return Path(result["path"])
+
+
+@pytest.fixture(scope="module")
+def policy(bundle: Path) -> Policy:
+    return load_policy(bundle)
+
+
+@contextmanager
+def torch_only(bundle: Path, width: int, actions: int) -> Iterator[Act]:
+    """Actions out of a process that has imported nothing but torch."""
+    command = [sys.executable, "-I", str(TESTS / "torch_only_consumer.py")]
+    with subprocess.Popen(
+        [*command, str(bundle / "controller.pt"), str(width)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+
+        def act(obs: np.ndarray) -> np.ndarray:
+            child.stdin.write(np.asarray(obs, dtype=np.float32).tobytes())
+            child.stdin.flush()
+            return np.frombuffer(child.stdout.read(4 * actions), dtype=np.float32)
+
+        yield act
+        child.stdin.close()
+        message = child.stderr.read().decode()
+        assert child.wait(60) == 0, message
+
+
+def observations(rows: int, width: int) -> np.ndarray:
+    generator = np.random.default_rng(7)
+    obs = generator.normal(size=(rows, width)) * 10.0 ** generator.integers(-3, 4, (rows, 1))
+    obs[::10, 1] = np.nan
+    obs[5::10, 2] = np.inf
+    return obs
+
+
+def test_a_process_with_torch_alone_repeats_the_policy_bit_for_bit(run: Path, bundle: Path) -> None:
+    policy = load_policy(run)
+    with torch_only(bundle, 5, 2) as act:
+        for obs in observations(300, 5):
+            assert act(obs).tobytes() == policy.act(obs).tobytes()
+
+
+@pytest.mark.slow
+def test_ten_episodes_from_torch_alone_give_the_same_return_and_punishment() -> None:
+    if not SHIPPED.is_dir():
+        pytest.skip("the trained bundle policies/SafetyHalfCheetahVelocity-v1 is not there yet")
+    pytest.importorskip("safety_gymnasium", reason="needs the simulator")
+    eager = load_policy(SHIPPED / "weights.safetensors")
+    contract = eager.contract
+    with torch_only(SHIPPED, contract.obs_size, contract.action_size) as act:
+        deployed = episodes(contract.task, act, 10)
+    assert deployed == episodes(contract.task, eager.act, 10)
+    assert len({total for total, _ in deployed}) == 10, "ten different episodes"
+
+
+def episodes(task: str, act: Act, count: int) -> list[tuple[float, float]]:
+    """Exact (return, punishment) of `count` episodes in one world."""
+    from kcpr_safety.envs import make_world, resolve
+    from kcpr_safety.seeds import FIRST_EVALUATION_SEED, evaluation_seeds
+
+    world = make_world(resolve(task), 1, episode_seeds=evaluation_seeds(FIRST_EVALUATION_SEED, 1))
+    obs, _ = world.reset()
+    sums: list[tuple[float, float]] = []
+    total = punished = 0.0
+    while len(sums) < count:
+        obs, reward, terminated, truncated, infos = world.step(act(obs[0])[None])
+        total += float(reward[0])
+        punished += float(infos["punishment"][0])
+        if terminated[0] or truncated[0]:
+            sums.append((total, punished))
+            total = punished = 0.0
+    world.close()
+    return sums
+
+
+def test_every_source_of_a_policy_answers_alike(run: Path, bundle: Path) -> None:
+    obs = observations(40, 5)
+    places = [run, run / "policy.safetensors", bundle, bundle / "weights.safetensors"]
+    policies = [load_policy(place) for place in places]
+    assert [policy.source for policy in policies] == places
+    for method in ("act", "fallback", "check"):
+        one, *others = (getattr(policy, method)(obs) for policy in policies)
+        assert all(one.tobytes() == other.tobytes() for other in others), method
+    assert len({policy.contract for policy in policies}) == 1
+
+
+def test_act_in_numpy(policy: Policy) -> None:
+    obs = observations(20, 5)
+    many = policy.act(obs)
+    assert many.shape == (20, 2)
+    assert many.dtype == np.float32
+    for row, expected in zip(obs, many, strict=True):
+        assert policy.act(row).shape == (2,)
+        assert policy.act(row).tobytes() == expected.tobytes(), "a batch is its rows"
+    assert policy.act(np.zeros((0, 5))).shape == (0, 2)
+    # float64 beyond float32 counts as infinite.
+    assert policy.check(np.array([1e300, 0, 0, 0, 0])) == 1
+    assert policy.act(np.array([1e300, 0, 0, 0, 0])).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "obs",
+    [
+        np.zeros(6),
+        np.zeros((2, 4)),
+        np.zeros((1, 1, 5)),
+        np.zeros(()),
+        np.zeros(5, dtype=np.int64),
+        np.array(["1"] * 5),
+    ],
+)
+def test_wrong_width_or_type_raises(bundle: Path, run: Path, obs: np.ndarray) -> None:
+    for place in (bundle, run):
+        with pytest.raises(ValueError, match="observation"):
+            load_policy(place).act(obs)
+
+
+@settings(max_examples=100, deadline=None)
+@given(row=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=5, max_size=5))
+def test_every_observation_gives_a_finite_action_within_bounds(
+    policy: Policy, row: list[float]
+) -> None:
+    for answer in (policy.act(np.array(row)), policy.fallback(np.array(row))):
+        for value, entry in zip(answer, policy.contract.action, strict=True):
+            assert entry.low <= value <= entry.high
+
+
+def test_the_result_and_the_card(run: Path, bundle: Path, result: dict[str, Any]) -> None:
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for key in ("task", "agent", "seed", "eval_seed", "steps", "episodes", "budget"):
+        assert result[key] == evaluation[key], key
+    for key in ("return_mean", "punishment_mean", "over_budget_share"):
+        assert result[key] == pytest.approx(evaluation[key], rel=1e-12), key
+    assert result["path"] == str(run.parent / "bundle")
+    assert result["wall_s"] > 0
+    assert result["parity"]["holds"] is True
+    card = json.loads((bundle / "card.json").read_text())
+    assert card["evidence"]["returns"] == evaluation["returns"]
+    assert card["evidence"]["over_budget"]["high"] > evaluation["over_budget_share"]
+    assert card["parity"]["golden_max_ulp"] == card["parity"]["adversarial_max_ulp"] == 0
+    assert card["interface"]["safe_action"] == [0.0, 0.0]
+    assert [entry["name"] for entry in card["contract"]["action"]] == ["motor_0", "motor_1"]
+    for name, digest in card["files"].items():
+        assert digest == hashlib.sha256((bundle / name).read_bytes()).hexdigest()
+
+
+def test_the_controller_carries_its_card(bundle: Path) -> None:
+    """With LibTorch's reader, and with nothing but a zip reader."""
+    wanted = {"card.json": "", "contract.json": "", "golden.safetensors": ""}
+    found = dict(wanted)
+    with quiet():
+        torch.jit.load(str(bundle / "controller.pt"), _extra_files=found)
+    with zipfile.ZipFile(bundle / "controller.pt") as archive:
+        for name in wanted:
+            content = archive.read(f"archive/extra/{name}")
+            as_read = found[name] if isinstance(found[name], bytes) else found[name].encode()
+            assert as_read == content
+    assert json.loads(found["card.json"]) == json.loads((bundle / "card.json").read_text())
+
+
+def test_the_same_run_gives_the_same_bytes_in_any_process(
+    run: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Also from another folder, and after this process has scripted other things."""
+    child = (
+        "import sys; from pathlib import Path; from kcpr_safety.deploy import export_bundle\n"
+        "export_bundle(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", child, str(run), str(tmp_path / "other")]
+    subprocess.run(command, check=True, cwd="/")
+    for name in FILES:
+        assert (tmp_path / "other" / name).read_bytes() == (bundle / name).read_bytes(), name
+
+
+def test_nothing_tells_where_it_was_made(bundle: Path) -> None:
+    for name in FILES:
+        data = (bundle / name).read_bytes()
+        assert str(TESTS.parent).encode() not in data
+        assert b"site-packages" not in data
+    with zipfile.ZipFile(bundle / "controller.pt") as archive:
+        assert all(info.date_time == (1980, 1, 1, 0, 0, 0) for info in archive.infolist())
+
+
+def test_exporting_again_replaces_the_bundle(run: Path, bundle: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (out / "card.json").write_text("an earlier one")
+    export_bundle(run, out)
+    assert all((out / name).read_bytes() == (bundle / name).read_bytes() for name in FILES)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "no litter"
+
+
+# Actions that saturate, so that a moved bound shows.
+LOUD = fake_policy(5, gain=6.0)
+
+
+def eager() -> Controller:
+    return controller_from_tensors(LOUD.tensors, LOUD.contract)
+
+
+@pytest.fixture(scope="module")
+def deployed() -> torch.jit.ScriptModule:
+    return load_script(scripted(LOUD), "controller.pt")
+
+
+def test_parity_holds(deployed: torch.jit.ScriptModule) -> None:
+    parity = measure(eager(), deployed, LOUD.tensors, LOUD.contract)
+    assert parity.holds
+    assert parity.golden_rows == 64
+    assert parity.adversarial_rows > 5 * LOUD.contract.obs_size
+
+
+@pytest.mark.parametrize("name", sorted(eager().state_dict()))
+def test_parity_notices_every_changed_constant(deployed: torch.jit.ScriptModule, name: str) -> None:
+    changed = eager()
+    # The bounds act only where they bind: move them inwards.
+    shift = -(2.0**-10) if name == "high" else 2.0**-10
+    changed.get_buffer(name).view(-1)[0] += shift
+    assert not measure(changed, deployed, LOUD.tensors, LOUD.contract).holds
+
+
+def test_export_refuses_a_controller_that_differs(
+    run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = scripted(LOUD)
+    monkeypatch.setattr("kcpr_safety.deploy.bundle.scripted", lambda policy: other)
+    with pytest.raises(FileFault, match=r"differs from the evaluated policy by \d+ ULP"):
+        export_bundle(run, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "steps"),
+    [
+        (1.0, 1.0, 0),
+        (1.0, 1.0 + 2.0**-23, 1),
+        (1.0, 1.0 - 2.0**-24, 1),
+        (-1.0, -1.0 - 2.0**-23, 1),
+        (0.0, -0.0, 1),
+        (2.0**-149, -(2.0**-149), 3),
+        (1.0, 2.0, 2**23),
+        (math.inf, math.nan, 2**22),
+    ],
+)
+def test_ulp_by_hand(one: float, two: float, steps: int) -> None:
+    assert max_ulp(torch.tensor([0.5, one]), torch.tensor([0.5, two])) == steps
+
+
+def test_ulp_of_different_shapes() -> None:
+    with pytest.raises(ValueError, match="differ"):
+        max_ulp(torch.zeros(2), torch.zeros(3))
+
+
+def test_methods_survive_freezing(bundle: Path) -> None:
+    module = load_policy(bundle).controller
+    obs = torch.zeros(1, 5)
+    assert all(getattr(module, method)(obs).shape[0] == 1 for method in METHODS)
+    assert not list(module.parameters())
+    assert not list(module.buffers()), "constants, not state"
+
+
+def test_weights_start_another_training(bundle: Path, run: Path) -> None:
+    """The bundle's weights are the run's policy file: critics included, to the bit."""
+    one, two = read_policy(bundle), read_policy(run)
+    assert (one.steps, one.settings, one.contract) == (two.steps, two.settings, two.contract)
+    assert all(torch.equal(one.tensors[key], two.tensors[key]) for key in two.tensors)
