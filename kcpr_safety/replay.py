@@ -28,9 +28,8 @@ class Layout:
 
     def read(self, rows: Float[Tensor, "batch width"]) -> Batch:
         """Views of the columns."""
-        obs, action, scalars, next_obs = rows.split(
-            [self.obs_size, self.action_size, 3, self.obs_size], dim=1
-        )
+        sizes = [self.obs_size, self.action_size, 3, self.obs_size]
+        obs, action, scalars, next_obs = torch.split(rows, sizes, dim=1)
         reward, punishment, continues = scalars.unbind(1)
         return Batch(obs, action, reward, punishment, continues, next_obs)
 

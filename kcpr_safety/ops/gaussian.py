@@ -21,6 +21,13 @@ Vector = Float[Tensor, "*batch d"]
 Scalar = Float[Tensor, "*batch"]
 
 
+LOG_STD_RANGE = (-5.0, 1.0)
+"""Bounds of a policy's log standard deviation."""
+
+LOG_RATIO_RANGE = (-1.0, 1.0)
+"""Bounds of log(companion deviation / own deviation)."""
+
+
 def squash_log_std(raw: Vector, low: float, high: float) -> Vector:
     """Smoothly bounded log standard deviation in (low, high)."""
     return low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0)

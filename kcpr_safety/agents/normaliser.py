@@ -1,0 +1,54 @@
+"""How are observations and rewards brought to unit scale while the data still grows?"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Moments:
+    """Running mean and variance per column, merged batch by batch in float64 (Chan et al. 1979)."""
+
+    def __init__(self, size: int) -> None:
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.mean = torch.zeros(size, dtype=torch.float64)
+        self.squares = torch.zeros(size, dtype=torch.float64)
+        """Sum of squared deviations from the mean."""
+
+    def add(self, rows: Float[Tensor, "rows size"]) -> None:
+        """Merge in a batch of rows."""
+        rows = rows.double()
+        count = rows.shape[0]
+        mean = rows.mean(0)
+        gap = mean - self.mean
+        total = self.count + count
+        self.squares += (rows - mean).square().sum(0) + gap.square() * (self.count * count / total)
+        self.mean += gap * (count / total)
+        self.count = total
+
+    @property
+    def deviation(self) -> Float[Tensor, "size"]:
+        """Standard deviation per column; 0 before any data."""
+        return (self.squares / self.count.clamp_min(1.0)).sqrt()
+
+
+class ReturnScale:
+    """1 / deviation of the discounted return sum_k gamma^k r_(t-k) that each environment carries.
+
+    Used to divide rewards by, so that values are of order one on every task.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, floor: float = 1e-2) -> None:
+        self.gamma, self.floor = gamma, floor
+        self.moments = Moments(1)
+        self.running = torch.zeros(num_envs, dtype=torch.float64)
+
+    def add(self, reward: Float[Tensor, "envs"], ended: Bool[Tensor, "envs"]) -> None:
+        """Advance every environment's running return by one reward."""
+        self.running = self.gamma * self.running + reward.double()
+        self.moments.add(self.running[:, None])
+        self.running = self.running.masked_fill(ended, 0.0)
+
+    @property
+    def scale(self) -> float:
+        """What to multiply rewards by."""
+        return 1.0 / max(float(self.moments.deviation), self.floor)

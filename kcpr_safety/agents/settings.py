@@ -1,0 +1,135 @@
+"""Which numbers does an agent have, and in which of them do the named agents differ?
+
+Values, temperatures and weights live in normalised units: reward is divided by the running
+deviation of its discounted return; punishment is scaled so that spending the budget evenly over a
+full episode has discounted value 1. So the same numbers serve returns of 20 and of 6,000.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from kcpr_safety.errors import SettingsError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every number of the continuous learner; the defaults are those of `kcpr`, for all tasks."""
+
+    coupling: float = 0.02
+    """k_R: weight of the KL that ties the reward module to its companion; 0 uncouples."""
+    companion_coupling: float = 0.02
+    """k_P0: the punishment module's own weight, divided by the controller's m."""
+    companion_entropy: float = 0.0
+    """tau_P0: the punishment module's entropy temperature, divided by m."""
+    softening: float = 0.97
+    """b in (0, 1): the companion's policy is raised to this power before it serves as a prior."""
+    lagrangian: float = 0.0
+    """nu: weight, times m, of the punishment critic directly in the reward actor (SAC-Lag)."""
+    controlled: bool = True
+    """Whether the budget controller moves m; otherwise it stays where it starts."""
+
+    m_start: float = 0.1
+    """Weight of punishment that learning starts with."""
+    m_low: float = 0.05
+    """The controller's floor: a weight that fell to nothing takes too long to come back."""
+    m_high: float = 3.0
+    """The controller's cap: a weight that outgrows the reward's values forgets the task."""
+    m_rate: float = 5e-5
+    """Integral rate: e-folds of m per environment step, at a full error."""
+    m_gain: float = 0.3
+    """Proportional gain: e-folds of m at a full error."""
+    aim: float = 0.8
+    """Share of the budget that the controller aims at."""
+
+    entropy_floor: float = 1e-3
+    """Lowest tau_R; the KL regularises too, and tuning alone would let tau_R collapse."""
+    width: int = 128
+    """Units in each hidden layer."""
+    depth: int = 2
+    """Hidden layers."""
+    layer_norm: bool = False
+    """Normalise the critics' hidden layers."""
+    gamma: float = 0.99
+    """Discount per step."""
+    learning_rate: float = 1e-3
+    """Adam's step, for critics, actors and temperature."""
+    target_rate: float = 0.005
+    """Share of the critics that enters their targets at each update."""
+    batch: int = 128
+    """Transitions per update."""
+    updates_per_step: float = 0.25
+    """Learner updates per environment step."""
+    num_envs: int = 8
+    """Environments side by side."""
+    random_steps: int = 5_000
+    """Steps of uniformly random actions before learning starts."""
+    capacity: int = 1_000_000
+    """Transitions that the replay remembers."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise SettingsError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")
+        if not self.m_low <= self.m_start <= self.m_high:
+            raise SettingsError(
+                f"m_start is {self.m_start}; it must lie between m_low and m_high "
+                f"({self.m_low} and {self.m_high})"
+            )
+
+    @property
+    def coupled(self) -> bool:
+        """Whether there is a companion at all."""
+        return self.coupling > 0.0
+
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "coupling": (0.0, 100.0),
+    "companion_coupling": (1e-9, 100.0),
+    "companion_entropy": (0.0, 100.0),
+    "softening": (1e-3, 0.9999),
+    "lagrangian": (0.0, 1e6),
+    "m_low": (1e-9, 1e9),
+    "m_high": (1e-9, 1e9),
+    "m_rate": (0.0, 1.0),
+    "m_gain": (0.0, 10.0),
+    "aim": (0.0, 1.0),
+    "entropy_floor": (0.0, 10.0),
+    "width": (1, 4096),
+    "depth": (1, 7),
+    "gamma": (0.0, 0.99999),
+    "learning_rate": (1e-8, 1.0),
+    "target_rate": (1e-6, 1.0),
+    "batch": (1, 65_536),
+    "updates_per_step": (0.0, 64.0),
+    "num_envs": (1, 4096),
+    "random_steps": (1, 10**9),
+    "capacity": (1, 10**9),
+}
+
+AGENTS: Mapping[str, Mapping[str, Any]] = {
+    "kcpr": {},
+    "sac": {"coupling": 0.0, "lagrangian": 0.0, "controlled": False},
+    "sac-lag": {"coupling": 0.0, "lagrangian": 1.0},
+}
+"""What each named agent changes in the defaults; all are the same code."""
+
+
+def agent_settings(agent: str, overrides: Mapping[str, Any]) -> Settings:
+    """The settings of a named agent after a task card's or a caller's overrides."""
+    if agent not in AGENTS:
+        raise UnknownNameError("agent", agent, AGENTS)
+    known = {field.name: field.type for field in fields(Settings)}
+    for name, value in overrides.items():
+        if name not in known:
+            raise UnknownNameError("setting", name, known)
+        kind = known[name]
+        fits = isinstance(value, bool) if kind is bool else not isinstance(value, bool)
+        if not fits or (kind is int and value != int(value)):
+            raise SettingsError(
+                f"{name} is {value!r}; it must be a {getattr(kind, '__name__', kind)}"
+            )
+    typed = {name: known[name](value) for name, value in overrides.items()}  # type: ignore[operator]
+    return replace(Settings(), **{**AGENTS[agent], **typed})

@@ -1,0 +1,1 @@
+"""How do worlds, learners and files come together? Loops, evaluation, checkpoints, sinks."""

@@ -1,0 +1,236 @@
+"""How good and how safe is one fixed policy on episodes that it has never met?
+
+Full episodes, noiseless actions, one explicit seed per episode. The controller is always asked one
+row at a time, as on a robot: what it answers then depends neither on how many environments run side
+by side nor on how this machine blocks its matrix products, and an exported controller that gives
+the same actions gives the same episodes to the last bit.
+
+Along the way the evaluation critic's prediction is held against what really followed: the mean of
+Q_C(s_t, a_t) over steps whose discounted future is known to within e^-5, and the mean of that
+discounted future, both in units of punishment.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kcpr_safety import envs
+from kcpr_safety.agents.continuous import Learner, Task
+from kcpr_safety.agents.settings import Settings
+from kcpr_safety.controller import Controller, controller_from_tensors
+from kcpr_safety.envs import World
+from kcpr_safety.errors import FileFault, SettingsError
+from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
+from kcpr_safety.seeds import evaluation_seeds
+from kcpr_safety.stats import over_budget
+
+SIDE_BY_SIDE = 10
+"""Episodes that are simulated at once; the results do not depend on it."""
+
+_TAIL = 5.0
+"""A step's discounted future counts as known this many effective horizons before the end."""
+
+OnStep = Callable[[int, int], None]
+"""(episode steps done, episode steps in all)"""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What happened, episode by episode."""
+
+    returns: tuple[float, ...]
+    punishments: tuple[float, ...]
+    lengths: tuple[int, ...]
+    predicted: float
+    """Mean Q_C, in units of discounted punishment; NaN where no step qualified."""
+    realised: float
+    """Mean discounted punishment that followed the same steps."""
+
+    @property
+    def return_mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def punishment_mean(self) -> float:
+        return float(np.mean(self.punishments))
+
+
+@dataclass
+class _Trace:
+    """One episode while it is being collected."""
+
+    obs: list[np.ndarray]
+    actions: list[np.ndarray]
+    rewards: list[float]
+    punishments: list[float]
+    terminated: bool = False
+    done: bool = False
+
+
+class Critic:
+    """The evaluation critic of a policy, in units of discounted punishment."""
+
+    def __init__(self, policy: PolicyFile) -> None:
+        settings = Settings(**policy.settings)
+        contract = policy.contract
+        task = Task(contract.obs_size, contract.action_size, contract.budget, contract.time_limit)
+        learner = Learner(settings, task, num_envs=1, seed=0)
+        learner.warm_start(policy.tensors)
+        self.gamma = settings.gamma
+        self._learner = learner
+        self._low = np.array([entry.low for entry in contract.action])
+        self._high = np.array([entry.high for entry in contract.action])
+
+    @torch.no_grad()
+    def __call__(
+        self, obs: Float[np.ndarray, "steps obs"], action: Float[np.ndarray, "steps action"]
+    ) -> Float[np.ndarray, "steps"]:
+        """Mean of the twins at each step."""
+        centred = 2.0 * (action - self._low) / (self._high - self._low) - 1.0
+        q = self._learner.evaluate(
+            torch.as_tensor(obs, dtype=torch.float32), torch.as_tensor(centred, dtype=torch.float32)
+        )
+        values: np.ndarray = q.numpy()
+        return values
+
+
+def rollout(
+    controller: Controller,
+    world: World,
+    episodes: int,
+    critic: Critic | None = None,
+    on_step: OnStep | None = None,
+) -> Episodes:
+    """`episodes` full episodes, in the order of the world's schedule of seeds."""
+    traces: list[_Trace] = []
+    total = episodes * world.contract.time_limit
+    for start in range(0, episodes, world.num_envs):
+        block = [_Trace([], [], [], []) for _ in range(min(world.num_envs, episodes - start))]
+        obs, _ = world.reset(options={"episodes": [start // world.num_envs] * world.num_envs})
+        for step in range(world.contract.time_limit):
+            actions = act_by_row(controller, obs)
+            before = obs
+            obs, reward, terminated, truncated, infos = world.step(actions)
+            for i, trace in enumerate(block):
+                if not trace.done:
+                    trace.obs.append(before[i])
+                    trace.actions.append(actions[i])
+                    trace.rewards.append(float(reward[i]))
+                    trace.punishments.append(float(infos["punishment"][i]))
+                    trace.terminated = bool(terminated[i])
+                    trace.done = bool(terminated[i] or truncated[i])
+            if on_step:
+                on_step(start * world.contract.time_limit + (step + 1) * len(block), total)
+            if all(trace.done for trace in block):
+                break
+        traces += block
+    predicted, realised = _calibration(traces, critic) if critic else (math.nan, math.nan)
+    return Episodes(
+        returns=tuple(math.fsum(trace.rewards) for trace in traces),
+        punishments=tuple(math.fsum(trace.punishments) for trace in traces),
+        lengths=tuple(len(trace.rewards) for trace in traces),
+        predicted=predicted,
+        realised=realised,
+    )
+
+
+@torch.no_grad()
+def act_by_row(
+    controller: Controller, obs: Float[np.ndarray, "envs obs"]
+) -> Float[np.ndarray, "envs action"]:
+    """The controller's answer to each row alone."""
+    rows: Tensor = torch.as_tensor(obs, dtype=torch.float32)
+    return np.concatenate([controller(row[None]).numpy() for row in rows]).astype(np.float64)
+
+
+def _calibration(traces: list[_Trace], critic: Critic) -> tuple[float, float]:
+    predicted: list[np.ndarray] = []
+    realised: list[np.ndarray] = []
+    tail = math.ceil(_TAIL / (1.0 - critic.gamma))
+    for trace in traces:
+        future = np.zeros(len(trace.punishments) + 1)
+        for t in range(len(trace.punishments) - 1, -1, -1):
+            future[t] = trace.punishments[t] + critic.gamma * future[t + 1]
+        # Where the episode truly ended its future is known at every step.
+        known = len(trace.obs) if trace.terminated else len(trace.obs) - tail
+        if known > 0:
+            obs, actions = np.array(trace.obs[:known]), np.array(trace.actions[:known])
+            predicted.append(critic(obs, actions))
+            realised.append(future[:known])
+    if not predicted:
+        return math.nan, math.nan
+    return float(np.concatenate(predicted).mean()), float(np.concatenate(realised).mean())
+
+
+def evaluate_policy(
+    place: Path, episodes: int, eval_seed: int, on_step: OnStep | None = None
+) -> dict[str, Any]:
+    """Judge the policy of a run folder, bundle or policy file; see the module's first lines."""
+    if episodes < 1:
+        raise SettingsError(f"{episodes} episodes judge nothing; ask for at least 1")
+    started = time.perf_counter()
+    path = locate_policy(place)
+    policy = read_policy(path)
+    world = world_of(policy, min(episodes, SIDE_BY_SIDE), eval_seed)
+    controller = controller_from_tensors(policy.tensors, policy.contract)
+    with single_thread():
+        done = rollout(controller, world, episodes, Critic(policy), on_step)
+    budget = policy.contract.budget
+    return {
+        "task": policy.task,
+        "agent": policy.agent,
+        "seed": policy.seed,
+        "eval_seed": eval_seed,
+        "steps": policy.steps,
+        "wall_s": time.perf_counter() - started,
+        "return_mean": done.return_mean,
+        "punishment_mean": done.punishment_mean,
+        "episodes": episodes,
+        "over_budget_share": over_budget(done.punishments, budget) / episodes,
+        "budget": budget,
+        "path": str(place),
+        "predicted_punishment": _finite(done.predicted),
+        "realised_punishment": _finite(done.realised),
+        "policy_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "returns": list(done.returns),
+        "punishments": list(done.punishments),
+        "lengths": list(done.lengths),
+    }
+
+
+def world_of(policy: PolicyFile, num_envs: int, eval_seed: int) -> World:
+    """The policy's own task, which must still be the one that its contract was made for."""
+    card = replace(envs.resolve(policy.task), budget=policy.contract.budget)
+    world = envs.make_world(card, num_envs, episode_seeds=evaluation_seeds(eval_seed, num_envs))
+    for side in ("observation", "action"):
+        own, theirs = getattr(policy.contract, side), getattr(world.contract, side)
+        if own != theirs:
+            raise FileFault(
+                f"the policy's {side} contract ({len(own)} entries) is not that of "
+                f"{policy.task} here ({len(theirs)} entries)"
+            )
+    return world
+
+
+class single_thread:
+    """Within: torch on one thread, which is fastest for rows and keeps the other core free."""
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

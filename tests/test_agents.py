@@ -1,0 +1,251 @@
+"""Does the continuous learner do what KCPR says, and nothing under another's name?"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kcpr_safety.agents import AGENTS, Learner, Settings, agent_settings
+from kcpr_safety.agents.budget import BudgetController
+from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD, Task
+from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.errors import SettingsError, TrainingFault, UnknownNameError
+from kcpr_safety.networks import split
+from kcpr_safety.transition import Batch
+
+TASK = Task(obs_size=3, action_size=2, budget=25.0, time_limit=1000)
+SMALL = Settings(width=16, batch=32, coupling=0.5, companion_coupling=0.5, softening=0.8)
+
+
+def draw_batch(seed: int = 0, size: int = 32, continues: float = 1.0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Batch(
+        obs=normal(size, 3),
+        action=torch.tanh(normal(size, 2)),
+        reward=normal(size),
+        punishment=(normal(size) > 0.5).float(),
+        continues=torch.full((size,), continues),
+        next_obs=normal(size, 3),
+    )
+
+
+def make(settings: Settings = SMALL, seed: int = 0) -> Learner:
+    learner = Learner(settings, TASK, num_envs=4, seed=seed)
+    learner.observe(draw_batch(99, size=4), torch.zeros(4, dtype=torch.bool))
+    return learner
+
+
+def member(learner: Learner, module: int) -> torch.Tensor:
+    """All parameters of one module's actor."""
+    return torch.cat([part[module].flatten() for layer in learner.actor.layers() for part in layer])
+
+
+def targets(learner: Learner, batch: Batch, noise_seed: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(noise_seed)
+    noise = torch.randn(learner.actor.members, batch.obs.shape[0], 2, generator=generator)
+    return learner._targets(batch, learner._normalise(batch.next_obs), noise)
+
+
+def agree(learner: Learner) -> None:
+    """Make the companion equal the reward policy: offset 0, ratio 1."""
+    for weight, bias in learner.actor.layers():
+        weight[1].zero_()
+        bias[1].zero_()
+
+
+def test_the_companion_shapes_what_the_reward_policy_learns() -> None:
+    """Freezing pi_P at its initial weights changes pi_R's updates: SAC-Lag would not notice."""
+    free, frozen = make(), make()
+    start = member(frozen, 1)
+    for step in range(5):
+        free.update(draw_batch(step))
+        frozen.update(draw_batch(step))
+        with torch.no_grad():
+            place = 0
+            for layer in split(frozen.actor.flat.detach(), 2, frozen.actor.sizes):
+                for part in layer:
+                    part[1].copy_(start[place : place + part[1].numel()].view_as(part[1]))
+                    place += part[1].numel()
+    assert not torch.equal(member(free, 1), start)
+    assert not torch.equal(member(free, 0), member(frozen, 0))
+
+
+def test_each_backup_contains_its_kl() -> None:
+    """Where the policies differ, k changes both soft values; where they agree, neither."""
+    batch = draw_batch(1)
+    weak, strong = make(), make(replace(SMALL, coupling=2.0, companion_coupling=2.0))
+    for name in ("actor", "critic", "target"):
+        getattr(strong, name).flat.data.copy_(getattr(weak, name).flat)
+    for learner in (weak, strong):
+        learner.actor.layers()[-1][1][1].fill_(1.0)
+    low, high = targets(weak, batch), targets(strong, batch)
+    assert (low[REWARD] - high[REWARD]).abs().min() > 1e-3
+    assert (low[PUNISHMENT] - high[PUNISHMENT]).abs().max() > 1e-3
+    torch.testing.assert_close(low[EVALUATION], high[EVALUATION])
+    for learner in (weak, strong):
+        agree(learner)
+    torch.testing.assert_close(targets(weak, batch), targets(strong, batch))
+
+
+def test_the_punishment_value_is_that_of_its_own_policy() -> None:
+    """Q_P's next action comes from pi_P: moving pi_P alone moves Q_P's target, not Q_C's."""
+    batch, learner = draw_batch(1), make(replace(SMALL, companion_coupling=1e-6))
+    agree(learner)
+    before = targets(learner, batch)
+    learner.actor.layers()[-1][1][1].fill_(2.0)
+    after = targets(learner, batch)
+    assert (before[PUNISHMENT] - after[PUNISHMENT]).abs().max() > 1e-3
+    assert torch.equal(before[EVALUATION], after[EVALUATION])
+
+
+def test_a_terminated_step_has_no_future_and_a_truncated_one_has() -> None:
+    learner = make()
+    ended = targets(learner, draw_batch(1, continues=0.0))
+    batch = draw_batch(1)
+    scale = learner.return_scale.scale
+    torch.testing.assert_close(ended[REWARD], (batch.reward * scale).expand(2, -1))
+    torch.testing.assert_close(
+        ended[EVALUATION], (batch.punishment * learner.punishment_scale).expand(2, -1)
+    )
+    assert (targets(learner, batch)[REWARD] - ended[REWARD]).abs().min() > 0
+
+
+def test_punishment_is_worse_when_larger() -> None:
+    """One punished action: the coupled policy must learn to leave it, with reward flat."""
+    learner = make(replace(SMALL, m_start=3.0, learning_rate=3e-3, width=32))
+    obs = torch.zeros(256, 3)
+    for step in range(400):
+        generator = torch.Generator().manual_seed(step)
+        action = 2 * torch.rand(256, 2, generator=generator) - 1
+        punishment = (action[:, 0] > 0).float()
+        zero = torch.zeros(256)
+        learner.update(Batch(obs, action, zero, punishment, zero, obs))
+    policies = learner._policies(learner.actor, learner._normalise(obs[:1]))
+    reward_mean, companion_mean = policies.mean[:, 0, 0].tolist()
+    assert reward_mean < -0.1
+    assert companion_mean < reward_mean
+
+
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+def test_every_agent_updates_and_stays_finite(agent: str) -> None:
+    learner = make(agent_settings(agent, {"width": 16, "batch": 32}))
+    before = {name: tensor.clone() for name, tensor in learner.state().items()}
+    for step in range(3):
+        metrics = learner.update(draw_batch(step))
+    assert all(torch.isfinite(value) for value in metrics.values())
+    for name in ("actor", "critic", "target"):
+        assert not torch.equal(before[name], learner.state()[name])
+
+
+def test_the_baselines_have_no_companion_and_weigh_punishment_as_their_names_say() -> None:
+    sac, lag = agent_settings("sac", {}), agent_settings("sac-lag", {})
+    assert not sac.coupled
+    assert not lag.coupled
+    assert make(replace(sac, width=16)).weight == 0.0
+    assert make(replace(lag, width=16)).weight == pytest.approx(lag.m_start)
+    assert make(replace(sac, width=16)).actor.members == 1
+
+
+def test_lambda_is_what_the_coupling_implies() -> None:
+    settings = replace(
+        SMALL, coupling=0.6, companion_coupling=0.2, companion_entropy=0.1, softening=0.5
+    )
+    learner = make(replace(settings, controlled=False, m_start=2.0))
+    # b k_R / (tau_P + k_P) = 0.5 * 0.6 / (0.1 / 2 + 0.2 / 2)
+    assert learner.weight == pytest.approx(2.0)
+
+
+def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
+    first = make()
+    for step in range(3):
+        first.update(draw_batch(step))
+        first.finished([40.0])
+        first.controller.advance(100)
+    second = make(seed=7)
+    second.load_state({name: value.clone() for name, value in first.state().items()})
+    for step in range(3, 6):
+        first.update(draw_batch(step))
+        second.update(draw_batch(step))
+    for name, value in first.state().items():
+        assert torch.equal(value, second.state()[name]), name
+
+
+def test_a_checkpoint_of_another_shape_is_refused() -> None:
+    state = make(replace(SMALL, width=8)).state()
+    with pytest.raises(TrainingFault, match="does not fit"):
+        make().load_state(state)
+
+
+def test_a_warm_start_acts_like_the_policy_that_it_starts_from() -> None:
+    first, second = make(), make(seed=3)
+    first.update(draw_batch(0))
+    second.warm_start(first.policy_tensors())
+    obs = draw_batch(4).obs
+    torch.testing.assert_close(
+        second._policies(second.actor, second._normalise(obs)).mean,
+        first._policies(first.actor, first._normalise(obs)).mean,
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    with pytest.raises(TrainingFault, match="cannot start"):
+        make(replace(SMALL, width=8)).warm_start(first.policy_tensors())
+
+
+def test_the_controller_raises_m_over_budget_and_stops_at_its_bounds() -> None:
+    settings = Settings(m_start=0.1, m_low=0.05, m_high=0.4, m_rate=1e-3, m_gain=0.3)
+    controller = BudgetController(settings, budget=25.0)
+    assert controller.m == pytest.approx(0.1)
+    controller.finished([50.0] * 20)
+    assert controller.error == 1.0
+    assert controller.m == pytest.approx(0.1 * 2.718281828**0.3)
+    controller.advance(1000)
+    assert controller.m == pytest.approx(0.1 * 2.718281828**1.3)
+    controller.advance(10**6)
+    assert controller.m == pytest.approx(0.4)
+    controller.finished([0.0] * 20)
+    assert controller.error == pytest.approx(-0.8)
+    controller.advance(1000)  # no wind-up: it leaves the bound at once
+    assert controller.m == pytest.approx(0.4 * 2.718281828 ** (-0.8 - 0.24))
+
+
+def test_moments_equal_those_of_all_rows_at_once() -> None:
+    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)).double() * 4 + 2
+    moments = Moments(3)
+    for part in rows.split(7):
+        moments.add(part)
+    torch.testing.assert_close(moments.mean, rows.mean(0))
+    torch.testing.assert_close(moments.deviation, rows.std(0, correction=0))
+
+
+def test_the_return_scale_forgets_at_the_end_of_an_episode() -> None:
+    scale = ReturnScale(num_envs=1, gamma=0.5)
+    for _ in range(3):
+        scale.add(torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    assert scale.running.item() == pytest.approx(1.75)
+    scale.add(torch.ones(1), torch.ones(1, dtype=torch.bool))
+    assert scale.running.item() == 0.0
+    # running returns seen: 1, 1.5, 1.75, 1.875, of deviation 0.33512...
+    assert scale.scale == pytest.approx(1 / 0.3351189, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("agent", "overrides", "error"),
+    [
+        ("kpcr", {}, UnknownNameError),
+        ("kcpr", {"widht": 3}, UnknownNameError),
+        ("kcpr", {"width": 3.5}, SettingsError),
+        ("kcpr", {"controlled": 1}, SettingsError),
+        ("kcpr", {"softening": 1.0}, SettingsError),
+        ("kcpr", {"gamma": float("nan")}, SettingsError),
+        ("kcpr", {"m_start": 100.0}, SettingsError),
+    ],
+)
+def test_wrong_names_and_numbers_are_refused(
+    agent: str, overrides: dict[str, float], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        agent_settings(agent, overrides)
