@@ -52,6 +52,7 @@ def safety_gymnasium() -> Any:
                 package = importlib.import_module("safety_gymnasium")
         specs_without_dropped_fields()
         viewer_with_size()
+        viewers_are_closed()
         arrays_may_be_copied()
         one_element_arrays_are_numbers()
         boxes_of_one_type()
@@ -184,6 +185,19 @@ def viewer_with_size() -> None:
         return viewer(model, data, model.vis.global_.offwidth, model.vis.global_.offheight)
 
     underlying.OffScreenViewer = sized
+
+
+def viewers_are_closed() -> None:
+    """`Builder` has no `close`, so its viewers meet their end after OpenGL's, with a traceback."""
+    builder: Any = importlib.import_module("safety_gymnasium.builder")
+
+    def close(self: Any) -> None:
+        for viewer in self.task._viewers.values():
+            viewer.free()
+        self.task._viewers.clear()
+        self.task.viewer = None
+
+    builder.Builder.close = close
 
 
 def arrays_may_be_copied() -> None:

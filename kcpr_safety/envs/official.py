@@ -195,7 +195,17 @@ def translated(task: str, error: Exception) -> Exception:
     if any(sign in text.lower() for sign in ("resource not found", "error opening file")):
         missing = text.rsplit("'", 2)[-2] if text.count("'") > 1 else text
         return EnvironmentFault(f"{task} needs a file that this machine does not have: {missing}")
-    gl_words = ("gladLoadGL", "OpenGL", "EGL", "GLContext", "OSMesa", "GLFW", "glfw", "libGL")
+    gl_words = (
+        "gladLoadGL",
+        "OpenGL",
+        "EGL",
+        "GLContext",
+        "glGetError",
+        "OSMesa",
+        "GLFW",
+        "glfw",
+        "libGL",
+    )
     if any(word in text for word in gl_words) or type(error).__module__.startswith("OpenGL"):
         return EnvironmentFault(
             f"{task} takes pictures and needs OpenGL: install libegl1 and set MUJOCO_GL=egl, or "

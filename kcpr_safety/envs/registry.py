@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kcpr_safety.cards import TaskCard, card_names, load_card
-from kcpr_safety.envs import velocity
+from kcpr_safety.envs import navigation, velocity
 from kcpr_safety.envs.crew import default_threads
 from kcpr_safety.envs.official import OfficialWorld, find_spec, registered_ids
 from kcpr_safety.envs.world import World
@@ -52,6 +52,8 @@ def make_world(
     body = velocity.body_of(card.task)
     if body is not None:
         return velocity.VelocityWorld(card, body, num_envs, episode_seeds, threads)
+    if navigation.is_known(card.task):
+        return navigation.NavigationWorld(card, num_envs, episode_seeds, threads)
     return OfficialWorld(card, num_envs, episode_seeds)
 
 
@@ -70,4 +72,4 @@ def family(task: str) -> str:
 
 def path(task: str) -> str:
     """By which path a world of this task steps."""
-    return "fast" if velocity.body_of(task) else "official"
+    return "fast" if velocity.body_of(task) or navigation.is_known(task) else "official"

@@ -1,0 +1,255 @@
+"""How do the navigation tasks step near the speed of their physics, with the official numbers?
+
+safety_gymnasium stays the authority for everything that happens now and then: it draws layouts,
+builds models, places goals, and owns the random numbers. What happens at every step is done here:
+physics per environment on the crew's threads, then one array pass for the observations, rewards
+and punishments of all of them.
+
+Three savings leave every number as it is:
+- sensors are off in the substeps, whose readings nobody sees, and on in the final evaluation;
+- the first substep starts from that evaluation (`mj_step2`), as positions and velocities have not
+  changed since; not where gremlins are moved first, nor with the RK4 integrator;
+- the official code draws a random number for the count of substeps, which is always the same; the
+  draws are made up for when the next goal is placed.
+"""
+
+import re
+from typing import Any
+
+import mujoco
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from kcpr_safety.cards import TaskCard
+from kcpr_safety.envs.crew import Crew
+from kcpr_safety.envs.judging import Punisher, Rewarder, Scene
+from kcpr_safety.envs.official import describe, make_plain
+from kcpr_safety.envs.sensing import observe, sensing_of
+from kcpr_safety.envs.world import Outcome, World
+from kcpr_safety.seeds import EpisodeSeeds
+
+Array = np.ndarray
+
+KNOWN = re.compile(r"Safety(Point|Car|Ant|Racecar|Doggo)(Goal|Button|Push|Circle)[012]-v0")
+_NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+
+
+def is_known(task: str) -> bool:
+    """Is this one of the tasks whose every number this file knows?"""
+    return KNOWN.fullmatch(task) is not None
+
+
+class NavigationWorld(World):
+    """Goal, Button, Push and Circle tasks, all environments of a step at once."""
+
+    path = "fast"
+
+    def __init__(
+        self, card: TaskCard, num_envs: int, episode_seeds: EpisodeSeeds, threads: int
+    ) -> None:
+        made = [make_plain(card.task) for _ in range(max(num_envs, 1))]
+        self._builders = [builder for builder, _ in made]
+        self._tasks = [builder.task for builder in self._builders]
+        super().__init__(describe(card, self._builders[0], made[0][1]), num_envs, episode_seeds)
+        self._crew = Crew(min(threads, num_envs))
+        # Any episode will do to learn the shapes; the first reset draws the ones that count.
+        first = self._tasks[0]
+        _new_episode(self._builders[0], 0)
+        model = first.model
+        self._sensing = sensing_of(first, model)
+        self._punish = Punisher(first, model)
+        self._reward = Rewarder(first, model, num_envs)
+        self._substeps = first.sim_conf.frameskip_binom_n
+        self._period = self._substeps * model.opt.timestep
+        self._range = model.actuator_ctrlrange.copy()
+        self._agent = int(model.body("agent").id)
+        self._root = int(model.body_rootid[self._agent])
+        self._gremlins = getattr(first, "gremlins", None)
+        self._euler = model.opt.integrator == mujoco.mjtIntegrator.mjINT_EULER
+        self._has_buttons = hasattr(first, "buttons")
+        self._is_alive_checked = type(first.agent).__name__ == "Ant"
+
+        self._models: list[Any] = [None] * num_envs
+        self._datas: list[Any] = [None] * num_envs
+        self._ctrl: list[Any] = [None] * num_envs
+        self._contacts: list[Any] = [np.zeros((0, 2), dtype=np.int32)] * num_envs
+        self._views: list[list[Array]] = [self._viewed(first.data)] * num_envs
+        self._columns = np.cumsum([0, *(len(view) for view in self._views[0])])
+        self._state = np.zeros((num_envs, self._columns[-1]))
+        self._action = np.zeros((num_envs, self.contract.action_size))
+        self._clock = np.zeros(num_envs)
+        self._owed = np.zeros(num_envs, dtype=np.int64)
+        self._timer = np.zeros(num_envs)
+        self._goal_button = np.zeros(num_envs, dtype=np.int64)
+
+    # ------------------------------------------------------------------ one step of everything
+
+    def _advance(self, action: Float[Array, "envs action"]) -> Outcome:
+        self._action = np.clip(action, self._range[:, 0], self._range[:, 1])
+        self._crew.each(self._simulate, self.num_envs)
+        state = np.concatenate([view for views in self._views for view in views])
+        state = state.reshape(self.num_envs, -1)
+        clock = np.array([data.time for data in self._datas])
+        unstable = self._find_unstable(state, clock)
+        self._state, self._clock = state, clock
+        self._owed += 1
+
+        scene = self._scene(state, self._contacts)
+        pressed = wrong = None
+        if self._has_buttons:
+            pressed, wrong = self._punish.pressed(scene, self._goal_button)
+            wrong = wrong & (self._timer == 0)
+        reward, achieved = self._reward(scene, pressed)
+        punishment = self._punish(scene, wrong)
+        self._timer = np.maximum(0, self._timer - 1)
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        for i in np.flatnonzero(achieved & ~unstable):
+            terminated[i] = self._next_goal(int(i))
+        if self._is_alive_checked:
+            terminated |= ~self._alive()
+        never = np.zeros(self.num_envs, dtype=bool)
+        return Outcome(
+            self._observe(np.arange(self.num_envs)), reward, punishment, terminated, never, unstable
+        )
+
+    def _simulate(self, i: int) -> None:
+        """One control period of one environment; runs on any thread of the crew."""
+        model, data = self._models[i], self._datas[i]
+        self._ctrl[i][:] = self._action[i]
+        options = model.opt
+        options.disableflags |= _NO_SENSORS
+        if self._gremlins is not None:
+            self._simulate_gremlins(model, data)
+        elif self._euler:
+            mujoco.mj_step2(model, data)
+            mujoco.mj_step(model, data, nstep=self._substeps - 1)
+        else:
+            mujoco.mj_step(model, data, nstep=self._substeps)
+        options.disableflags &= ~_NO_SENSORS
+        mujoco.mj_forward(model, data)
+        if self._punish.needs_contacts:
+            self._contacts[i] = data.contact.geom
+
+    def _simulate_gremlins(self, model: Any, data: Any) -> None:
+        """Gremlins go round in circles, a little before every substep."""
+        place = data.mocap_pos
+        for _ in range(self._substeps):
+            place[:, 0] = np.sin(data.time) * self._gremlins.travel
+            place[:, 1] = np.cos(data.time) * self._gremlins.travel
+            place[:, 2] = self._gremlins.size
+            mujoco.mj_step(model, data)
+
+    def _find_unstable(self, state: Array, clock: Array) -> Bool[Array, " envs"]:
+        """Where MuJoCo gave up and started over (its clock shows it), or left something infinite.
+
+        What those rows hold is replaced by what they held before, so that no NaN goes further.
+        """
+        half_a_substep = self._period / self._substeps / 2
+        unstable = np.abs(clock - self._clock - self._period) > half_a_substep
+        unstable |= ~np.isfinite(state).all(axis=1)
+        state[unstable] = self._state[unstable]
+        return unstable
+
+    def _next_goal(self, i: int) -> bool:
+        """Place the next goal as the official environment does; True where that fails, an end."""
+        from safety_gymnasium.utils.common_utils import ResamplingError
+
+        task = self._tasks[i]
+        self._pay_draws(i)
+        task.update_layout()
+        try:
+            task.update_world()
+        except ResamplingError:
+            return True
+        finally:
+            self._look_again(i)
+        return False
+
+    def _pay_draws(self, i: int) -> None:
+        """Make up for the draws of the substeps' count, one per step since the last time."""
+        conf = self._tasks[i].sim_conf
+        generator = self._tasks[i].random_generator.random_generator
+        generator.binomial(conf.frameskip_binom_n, conf.frameskip_binom_p, size=self._owed[i])
+        self._owed[i] = 0
+
+    def _look_again(self, i: int) -> None:
+        """Positions, goal and memory of an environment whose world was just changed."""
+        task = self._tasks[i]
+        self._state[i] = np.concatenate(self._views[i])
+        rows = np.array([i])
+        self._reward.remember(self._scene(self._state[rows], []), rows)
+        if self._has_buttons:
+            self._goal_button[i] = task.buttons.goal_button
+            self._timer[i] = task.buttons.timer
+
+    def _alive(self) -> Bool[Array, " envs"]:
+        """Ant dies where its body touches the ground."""
+        return self._part(self._state, 0).reshape(self.num_envs, -1, 3)[:, self._agent, 2] > 0.08
+
+    # ------------------------------------------------------------------ reading the simulations
+
+    def _viewed(self, data: Any) -> list[Array]:
+        """Views of everything that one environment's array pass reads."""
+        return [
+            data.xpos.reshape(-1),
+            data.xmat[self._agent],
+            data.sensordata,
+            data.qvel,
+            data.cvel[self._agent],
+            data.subtree_com[self._root],
+        ]
+
+    def _part(self, state: Float[Array, "rows all"], part: int) -> Float[Array, "rows some"]:
+        return state[:, self._columns[part] : self._columns[part + 1]]
+
+    def _scene(self, state: Float[Array, "rows all"], contacts: list[Array]) -> Scene:
+        xpos = self._part(state, 0).reshape(len(state), -1, 3)
+        agent_pos = xpos[:, self._agent]
+        twist = self._part(state, 4)
+        # MuJoCo's body velocities refer to the centre of mass of the whole tree.
+        lever = agent_pos - self._part(state, 5)
+        velocity = twist[:, 3:] + np.cross(twist[:, :3], lever)
+        return Scene(xpos, agent_pos, velocity, self._part(state, 3), contacts)
+
+    def _observe(self, rows: Int[Array, " rows"]) -> Float[Array, "rows obs"]:
+        state = self._state[rows]
+        xpos = self._part(state, 0).reshape(len(state), -1, 3)
+        obs = observe(
+            self._sensing, self._part(state, 2), xpos, xpos[:, self._agent], self._part(state, 1)
+        )
+        if self._has_buttons:
+            obs[np.ix_(self._timer[rows] != 0, self._button_lidar)] = 0.0
+        return obs
+
+    # ------------------------------------------------------------------ new episodes
+
+    def _reset_rows(self, indices: Int[Array, " some"], seeds: Array) -> Float[Array, "some obs"]:
+        for i, seed in zip(indices, seeds, strict=True):
+            _new_episode(self._builders[i], int(seed))
+            task = self._tasks[i]
+            self._models[i], self._datas[i] = task.model, task.data
+            self._ctrl[i] = task.data.ctrl
+            self._views[i] = self._viewed(task.data)
+            self._clock[i] = task.data.time
+            self._owed[i] = 0
+            self._look_again(int(i))
+        return self._observe(indices)
+
+    @property
+    def _button_lidar(self) -> Int[Array, " bins"]:
+        part = self.slices["buttons_lidar"]
+        return np.arange(part.start, part.stop)
+
+    def close_extras(self, **_: Any) -> None:
+        self._crew.close()
+
+
+def _new_episode(builder: Any, seed: int) -> None:
+    """What the official `reset` does, but for its check that nothing costs yet."""
+    task = builder.task
+    builder.set_seed(seed)
+    task.reset()
+    task.update_world()
+    task.specific_reset()
+    task.agent.reset()
+    mujoco.mj_forward(task.model, task.data)
