@@ -10,13 +10,15 @@
 The command line is a thin coat over these functions. They print nothing unless `progress` is asked
 for, raise children of `KcprError` for whatever a caller can mend, and keep their names, parameters
 and result keys under semantic versioning.
+
+Each function imports what it needs when it is called: loading a policy takes no simulator.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kcpr_safety.cards import data_root
 from kcpr_safety.deploy import Policy, export_bundle
@@ -25,12 +27,10 @@ from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import EVIDENCE_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.policy_file import RUN_FILE
-from kcpr_safety.report import build_report
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED
-from kcpr_safety.training.evaluation import evaluate_policy
-from kcpr_safety.training.loop import TrainOptions, resume_run, train_run
-from kcpr_safety.training.sinks import live_sinks
-from kcpr_safety.training.video import record_video
+
+if TYPE_CHECKING:
+    from kcpr_safety.training.sinks import Sink
 
 __all__ = [
     "EVALUATION_EPISODES",
@@ -108,14 +108,18 @@ def train(
     init: StrPath | None = None,
     device: str = "cpu",
     progress: bool = False,
+    tensorboard: bool = False,
 ) -> Result:
     """Train a policy and keep it in a run folder (`result.path`).
 
     `task` is a task card's name or any registered Safety-Gymnasium id; `agent` is kcpr, sac or
     sac-lag; `budget` replaces the card's allowed punishment per episode; `init` is a run or bundle
-    to start from; `progress` shows a live display on stderr. What is left None has the task's
-    default. An existing run is never overwritten.
+    to start from; `progress` shows a live display on stderr; `tensorboard` also writes curves for
+    TensorBoard. What is left None has the task's default. An existing run is never overwritten.
+    Ctrl-C saves everything and raises a `KcprError` that says how to go on.
     """
+    from kcpr_safety.training.loop import TrainOptions, train_run
+
     options = TrainOptions(
         task=task,
         agent=agent,
@@ -127,12 +131,14 @@ def train(
         init=None if init is None else locate(init),
         device=device,
     )
-    return Result.from_record(train_run(options, live_sinks(progress)).record())
+    return Result.from_record(train_run(options, _sinks(progress, tensorboard)).record())
 
 
-def resume(run: StrPath, *, progress: bool = False) -> Result:
-    """Continue an interrupted training run as if it had never stopped."""
-    return Result.from_record(resume_run(Path(run), live_sinks(progress)).record())
+def resume(run: StrPath, *, progress: bool = False, tensorboard: bool = False) -> Result:
+    """Continue an interrupted training run from its last checkpoint."""
+    from kcpr_safety.training.loop import resume_run
+
+    return Result.from_record(resume_run(Path(run), _sinks(progress, tensorboard)).record())
 
 
 def evaluate(
@@ -148,6 +154,9 @@ def evaluate(
     result of a run is kept as `evaluation.json` beside it. `video` films the first episode
     (.gif, or .mp4 where imageio-ffmpeg is installed).
     """
+    from kcpr_safety.training.evaluation import evaluate_policy
+    from kcpr_safety.training.video import record_video
+
     place = locate(path)
     if video is not None:
         record_video(place, Path(video), eval_seed)
@@ -171,6 +180,8 @@ def load_policy(path: StrPath) -> Policy:
 
 def report(runs: Iterable[StrPath] | StrPath, out: StrPath) -> Path:
     """Write one self-contained HTML page about these runs; returns its path."""
+    from kcpr_safety.report import build_report
+
     places = [runs] if isinstance(runs, str | Path) else list(runs)
     return build_report([locate(place) for place in places], Path(out))
 
@@ -190,6 +201,12 @@ def locate(path: StrPath) -> Path:
         return shipped[str(path)]
     named = f"; shipped policies: {', '.join(shipped)}" if shipped else ""
     raise FileFault(f"'{path}' is neither a run or bundle folder nor a shipped policy{named}")
+
+
+def _sinks(progress: bool, tensorboard: bool) -> "list[Sink]":
+    from kcpr_safety.training.sinks import TensorBoard, live_sinks
+
+    return [*live_sinks(progress), *([TensorBoard()] if tensorboard else [])]
 
 
 def _fresh_folder(out: StrPath | None, name: str) -> Path:

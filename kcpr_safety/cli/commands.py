@@ -113,6 +113,8 @@ class Train(ShowsResult):
     """Start from the weights of this run or bundle."""
     device: str = "cpu"
     """Where to learn: cpu, cuda, cuda:1 ..."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard into the run folder."""
     json: bool = False
     """One JSON object on stdout, nothing else (progress goes to stderr)."""
 
@@ -130,6 +132,7 @@ class Train(ShowsResult):
             init=self.init,
             device=self.device,
             progress=True,
+            tensorboard=self.tensorboard,
         )
         return result.record(), 0
 
@@ -141,13 +144,16 @@ class Resume(ShowsResult):
     examples: ClassVar[str] = "  kcpr-safety resume runs/SafetyPointGoal1-v0-kcpr-seed0"
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run folder that `train` made."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard into the run folder."""
     json: bool = False
     """One JSON object on stdout, nothing else (progress goes to stderr)."""
 
     def run(self) -> tuple[dict[str, Any], int]:
         from kcpr_safety import api
 
-        return api.resume(self.run_folder, progress=True).record(), 0
+        result = api.resume(self.run_folder, progress=True, tensorboard=self.tensorboard)
+        return result.record(), 0
 
 
 @dataclass(frozen=True)

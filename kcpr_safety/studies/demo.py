@@ -12,23 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from kcpr_safety import api
-from kcpr_safety.files import atomic_write, faults_of, read_limited
+from kcpr_safety.files import atomic_write, faults_of
+from kcpr_safety.training.checkpoints import CHECKPOINT_FILE, read_checkpoint
 
 TASK = "SafetyHalfCheetahVelocity-v1"
 STEPS = 100_000
 EPISODES = 10
 
-SUMMARY = "summary.json"
-CONFIG = "config.json"
-CHECKPOINT = "checkpoint.safetensors"
-TRAINED = "train.json"
+SUMMARY_FILE = "summary.json"
 
 
 def run(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]:
     """Do what is still to be done in the folder `out`; returns what `summary.json` holds."""
     started = time.perf_counter()
     make_room(out)
-    trained = _trained(out, seed, steps or STEPS)
+    _train(out, seed, steps or STEPS)
     say(f"judging it on {EPISODES} episodes that training has never seen")
     judged = api.evaluate(out, episodes=EPISODES)
     say(f"exporting a TorchScript controller to {out / 'bundle'}")
@@ -37,18 +35,18 @@ def run(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]
     summary = {
         **judged.record(),
         "path": str(out),
-        "train_wall_s": trained["wall_s"],
+        "train_wall_s": read_checkpoint(out)[2].wall_s,
         "demo_wall_s": time.perf_counter() - started,
         "bundle": str(out / "bundle"),
         "report": str(page),
     }
-    atomic_write(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False).encode())
+    atomic_write(out / SUMMARY_FILE, json.dumps(summary, indent=1, allow_nan=False).encode())
     return summary
 
 
 def make_room(out: Path) -> None:
     """Move a finished demo aside, and one that stopped before its first checkpoint."""
-    if not out.exists() or (not (out / SUMMARY).exists() and _can_go_on(out)):
+    if not out.exists() or (not (out / SUMMARY_FILE).exists() and _can_go_on(out)):
         return
     with faults_of(f"cannot move {out} aside"):
         if out.is_dir() and not any(out.iterdir()):
@@ -61,24 +59,19 @@ def make_room(out: Path) -> None:
 
 
 def _can_go_on(out: Path) -> bool:
-    return (out / CHECKPOINT).is_file() or (out / TRAINED).is_file()
+    return (out / CHECKPOINT_FILE).is_file()
 
 
-def _trained(out: Path, seed: int, steps: int) -> dict[str, Any]:
-    """The training result: from the file of a training that had ended, or by training now."""
-    if (out / TRAINED).is_file():
-        say(f"{out} is trained already")
-        record: dict[str, Any] = json.loads(read_limited(out / TRAINED, 2**22))
-        return record
-    if (out / CHECKPOINT).is_file():
-        say(f"going on with the interrupted {out}")
-        result = api.resume(out, progress=True)
-    else:
+def _train(out: Path, seed: int, steps: int) -> None:
+    """From the start, from the last checkpoint, or not at all where training had ended."""
+    if not _can_go_on(out):
         say(f"training {TASK} for {steps:,} steps, seed {seed}")
-        result = api.train(TASK, steps=steps, seed=seed, out=out, progress=True)
-    record = result.record()
-    atomic_write(out / TRAINED, json.dumps(record, indent=1, allow_nan=False).encode())
-    return record
+        api.train(TASK, steps=steps, seed=seed, out=out, progress=True)
+    elif read_checkpoint(out)[2].finished:
+        say(f"{out} is trained already")
+    else:
+        say(f"going on with the interrupted {out}")
+        api.resume(out, progress=True)
 
 
 def say(sentence: str) -> None:
