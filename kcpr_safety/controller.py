@@ -1,8 +1,8 @@
 """What runs on the robot: raw physical observation in, actuator command out?
 
     x        = clamp((obs - mean) * scale, -10, 10)
-    nominal  = squash(m_R)                        m_R: the reward module's pre-tanh mean at x
-    fallback = squash(m_P + residual * m_R)       m_P: the punishment module's
+    nominal  = squash(m_R)                      m_R, s_R: the reward module's pre-tanh mean and std
+    fallback = squash(m_R + s_R * offset)       offset: the punishment module's, in those units
     squash   = clamp(low + (tanh(m) + 1) / 2 * (high - low), low, high)
 
 A row with a NaN or infinity is answered with the declared safe action, zero command clamped to the
@@ -27,6 +27,9 @@ NON_FINITE = 1
 MAX_NORMALISED = 10.0
 """A normalised observation is clamped to this on both sides."""
 
+LOG_STD_RANGE = (-5.0, 1.0)
+"""Bounds of the reward policy's log standard deviation; the offset is in its units."""
+
 
 class Dense(nn.Module):
     """x W + b, with the two as constants."""
@@ -45,7 +48,7 @@ class Dense(nn.Module):
 
 
 class Module(nn.Module):
-    """One module's actor: normalised observation to pre-tanh mean."""
+    """One module's actor: normalised observation to the last layer's outputs."""
 
     def __init__(self, layers: list[Dense]) -> None:
         super().__init__()
@@ -55,8 +58,8 @@ class Module(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.hidden:
             x = torch.relu(layer(x))
-        mean: Tensor = self.last(x)
-        return mean
+        out: Tensor = self.last(x)
+        return out
 
 
 class Controller(nn.Module):
@@ -68,9 +71,11 @@ class Controller(nn.Module):
     high: Tensor
     span: Tensor
     safe: Tensor
-    residual: Tensor
     obs_size: int
+    action_size: int
     limit: float
+    log_std_low: float
+    log_std_high: float
     non_finite: int
 
     def __init__(
@@ -79,7 +84,6 @@ class Controller(nn.Module):
         punishment: Module,
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
-        residual: Tensor,
     ) -> None:
         super().__init__()
         low, high = bounds
@@ -89,7 +93,9 @@ class Controller(nn.Module):
         self.punishment = punishment
         # TorchScript sees attributes, not the names of this file.
         self.obs_size = int(normaliser[0].shape[0])
+        self.action_size = int(low.shape[0])
         self.limit = MAX_NORMALISED
+        self.log_std_low, self.log_std_high = LOG_STD_RANGE
         self.non_finite = NON_FINITE
         for name, value in (
             ("mean", normaliser[0]),
@@ -98,7 +104,6 @@ class Controller(nn.Module):
             ("high", high),
             ("span", high - low),
             ("safe", torch.zeros_like(low).clamp(low, high)),
-            ("residual", residual),
         ):
             self.register_buffer(name, _own(value))
 
@@ -110,13 +115,17 @@ class Controller(nn.Module):
     def nominal(self, obs: Tensor) -> Tensor:
         """The reward module's action."""
         x = self._normalise(obs)
-        return self._command(self.reward(x), obs)
+        return self._command(self.reward(x)[:, : self.action_size], obs)
 
     @torch.jit.export
     def fallback(self, obs: Tensor) -> Tensor:
         """The punishment module's action: learned avoidance, not a certified stop."""
         x = self._normalise(obs)
-        return self._command(self.punishment(x) + self.residual * self.reward(x), obs)
+        out = self.reward(x)
+        width = 0.5 * (self.log_std_high - self.log_std_low)
+        log_std = self.log_std_low + width * (torch.tanh(out[:, self.action_size :]) + 1.0)
+        mean = out[:, : self.action_size]
+        return self._command(mean + torch.exp(log_std) * self.punishment(x), obs)
 
     @torch.jit.export
     def check(self, obs: Tensor) -> Tensor:
@@ -154,17 +163,17 @@ def controller_from_tensors(tensors: Mapping[str, Tensor], contract: Contract) -
         while (key := f"actor.{len(layers)}.weight") in tensors:
             bias = tensors[f"actor.{len(layers)}.bias"]
             layers.append((tensors[key][member], bias[member]))
-        # Of the last layer only the means are deployed, not the exploration's log-deviations.
-        weight, bias = layers[-1]
-        layers[-1] = (weight[:, :actions], bias[:, :actions])
+        if member == 1:
+            # Of the companion only the offset is deployed, not the ratio of the deviations.
+            weight, bias = layers[-1]
+            layers[-1] = (weight[:, :actions], bias[:, :actions])
         modules.append(Module([Dense(weight, bias) for weight, bias in layers]))
     bounds = (
         torch.tensor([entry.low for entry in contract.action], dtype=torch.float32),
         torch.tensor([entry.high for entry in contract.action], dtype=torch.float32),
     )
     normaliser = (tensors["obs_mean"], tensors["obs_scale"])
-    residual = tensors["companion_residual"]
-    return Controller(modules[0], modules[1], normaliser, bounds, residual).eval()
+    return Controller(modules[0], modules[1], normaliser, bounds).eval()
 
 
 def _own(value: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ A safetensors file with fixed tensor names, and everything else as text in its h
 
     obs_mean [O], obs_scale [O]        normalisation: (obs - mean) * scale
     actor.{i}.weight [2, in, out]      member 0: reward module, 1: punishment module; ReLU between
-    actor.{i}.bias [2, 1, out]         last out = 2 A: pre-tanh means, then log standard deviations
-    companion_residual []              0 or 1: is the reward's mean added to the punishment's?
+    actor.{i}.bias [2, 1, out]         last out = 2 A: pre-tanh mean (of the punishment module: its
+                                       offset in the reward module's deviations), then raw log std
     critic.{i}.weight [C, in, out]     state-action critics, O + A inputs, for warm starts and risk
     critic.{i}.bias [C, 1, out]
 
@@ -39,7 +39,7 @@ MAX_BYTES = 64 * 2**20
 MAX_LAYERS = 8
 _KEYS = ("agent", "contract", "schema_version", "seed", "settings", "steps", "task")
 _LAYER = re.compile(r"(actor|critic)\.(\d+)\.(weight|bias)")
-_PLAIN = ("obs_mean", "obs_scale", "companion_residual")
+_PLAIN = ("obs_mean", "obs_scale")
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,8 @@ def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) 
     obs, action = contract.obs_size, contract.action_size
     _expect(tensors, "obs_mean", (obs,), name)
     _expect(tensors, "obs_scale", (obs,), name)
-    _expect(tensors, "companion_residual", (), name)
     if bool((tensors["obs_scale"] <= 0).any()):
         raise FileFault(f"{name}: obs_scale must be positive everywhere")
-    if float(tensors["companion_residual"]) not in (0.0, 1.0):
-        raise FileFault(f"{name}: companion_residual must be 0 or 1")
     _check_stack(tensors, "actor", obs, 2 * action, name)
     _check_stack(tensors, "critic", obs + action, None, name)
     if tensors["actor.0.weight"].shape[0] != ACTORS:

@@ -1,5 +1,6 @@
 """What do tests use in place of a trained policy and the folder of a finished run?"""
 
+import hashlib
 import json
 import math
 from itertools import pairwise
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from kcpr_safety.contract import Contract, Entry
-from kcpr_safety.policy_file import PolicyFile, write_policy
+from kcpr_safety.policy_file import PolicyFile, policy_to_bytes, write_policy
 
 BUDGET = 25.0
 
@@ -33,7 +34,6 @@ def fake_policy(
     *,
     contract: Contract | None = None,
     width: int = 32,
-    residual: float = 1.0,
     gain: float = 1.0,
 ) -> PolicyFile:
     """A random policy of the real format; `gain` > 1 makes the actions saturate."""
@@ -47,7 +47,6 @@ def fake_policy(
     tensors = {
         "obs_mean": normal(obs),
         "obs_scale": 0.5 + normal(obs).abs(),
-        "companion_residual": torch.tensor(residual),
     }
     for stack, members, sizes in (
         ("actor", 2, (obs, width, width, 2 * actions)),
@@ -83,6 +82,8 @@ def fake_evaluation(policy: PolicyFile, *, episodes: int = 10, **changed: Any) -
         "punishments": punishments,
         "lengths": [1000] * episodes,
         "predicted_punishment": 1.4,
+        "realised_punishment": 1.7,
+        "policy_sha256": hashlib.sha256(policy_to_bytes(policy, "policy")).hexdigest(),
     }
     return {**record, **changed}
 
@@ -140,7 +141,7 @@ def fake_config(policy: PolicyFile, **changed: Any) -> dict[str, Any]:
         "settings": dict(policy.settings),
         "contract": json.loads(policy.contract.to_json()),
         "versions": {"kcpr-safety": "0.1.0", "torch": "2.13.0", "mujoco": "3.3.7"},
-        "machine": {"cpu": "fake", "cores": 2},
+        "machine": "Linux x86_64, Python 3.11",
     }
     return {**record, **changed}
 

@@ -14,8 +14,11 @@ from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.controller import METHODS, Controller, controller_from_tensors
 
 
-def one_by_one(residual: float = 1.0) -> Controller:
-    """One sensor (mean 2, scale 1/2), one motor in [-2, 4]; m_R = 2 x, m_P = -x (+ m_R)."""
+def one_by_one(raw_log_std: float = 0.0) -> Controller:
+    """One sensor (mean 2, scale 1/2), one motor in [-2, 4]; m_R = 2 x, offset -x.
+
+    The raw log standard deviation 0 is in the middle of [-5, 1]: log std -2.
+    """
     contract = Contract(
         task="SafetyFake-v1",
         observation=(Entry("speed", "m/s"),),
@@ -25,35 +28,77 @@ def one_by_one(residual: float = 1.0) -> Controller:
         budget=25.0,
         punishment="too fast",
     )
-    # The second column is the log standard deviation's, which must not reach the action.
-    weight = torch.tensor([[[2.0, 7.0]], [[-1.0, 7.0]]])
+    # The companion's second column is its deviation's, which must not reach the action.
+    weight = torch.tensor([[[2.0, 0.0]], [[-1.0, 7.0]]])
     tensors = {
         "obs_mean": torch.tensor([2.0]),
         "obs_scale": torch.tensor([0.5]),
         "actor.0.weight": weight,
-        "actor.0.bias": torch.zeros(2, 1, 2),
-        "companion_residual": torch.tensor(residual),
+        "actor.0.bias": torch.tensor([[[0.0, raw_log_std]], [[0.0, 0.0]]]),
     }
     return controller_from_tensors(tensors, contract)
 
 
 @pytest.mark.parametrize(
-    ("method", "residual", "obs", "expected"),
+    ("obs", "expected"),
     [
-        ("nominal", 1.0, 2.0, 1.0),  # x = 0: the middle of [-2, 4]
-        ("nominal", 1.0, 3.0, 3.28478246),  # x = .5, m = 1: -2 + 6 * (1 + .76159416) / 2
-        ("nominal", 1.0, 1.0, -1.28478246),  # x = -.5, m = -1
-        ("nominal", 1.0, 500.0, 4.0),  # x clamped to 10, tanh(20) = 1: the upper bound
-        ("nominal", 1.0, -500.0, -2.0),
-        ("fallback", 1.0, 3.0, 2.38635147),  # m = -.5 + 1: -2 + 6 * (1 + .46211716) / 2
-        ("fallback", 0.0, 3.0, -0.38635147),  # m = -.5
-        ("fallback", 0.0, 500.0, -2.0),  # m = -10
+        (2.0, 1.0),  # x = 0: the middle of [-2, 4]
+        (3.0, 3.28478246),  # x = .5, m = 1: -2 + 6 * (1 + .76159416) / 2
+        (1.0, -1.28478246),  # x = -.5, m = -1
+        (500.0, 4.0),  # x clamped to 10, tanh(20) = 1: the upper bound
+        (-500.0, -2.0),
     ],
 )
-def test_worked_example(method: str, residual: float, obs: float, expected: float) -> None:
-    action = getattr(one_by_one(residual), method)(torch.tensor([[obs]]))
+def test_nominal_by_hand(obs: float, expected: float) -> None:
+    action = one_by_one().nominal(torch.tensor([[obs]]))
     assert action.shape == (1, 1)
     assert action.item() == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("raw_log_std", "obs", "expected"),
+    [
+        (0.0, 2.0, 1.0),  # x = 0
+        (0.0, 3.0, 3.19503840),  # std .13533528, m = 1 - .5 * .13533528 = .93233236
+        (0.80471896, 3.0, 2.38635147),  # tanh(raw) = 2/3, log std 0, m = 1 - .5
+        (0.80471896, 1.0, -0.38635147),  # x = -.5, m = -1 + .5
+        (99.0, 3.0, -0.03337131),  # log std at its upper bound 1, m = 1 - .5 * 2.71828183
+    ],
+)
+def test_fallback_by_hand(raw_log_std: float, obs: float, expected: float) -> None:
+    action = one_by_one(raw_log_std).fallback(torch.tensor([[obs]]))
+    assert action.item() == pytest.approx(expected, abs=2e-6)
+
+
+def test_hidden_layers_are_rectified() -> None:
+    """Hidden values 3 and -3 become 3 and 0; their sum is mean and offset: 3, not 0."""
+    tensors = {
+        "obs_mean": torch.zeros(1),
+        "obs_scale": torch.ones(1),
+        "actor.0.weight": torch.tensor([[[3.0, -3.0]]]).repeat(2, 1, 1),
+        "actor.0.bias": torch.zeros(2, 1, 2),
+        "actor.1.weight": torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]).repeat(2, 1, 1),
+        "actor.1.bias": torch.zeros(2, 1, 2),
+    }
+    contract = dataclasses.replace(fake_contract(obs=1), action=(Entry("motor", "N m", -1.0, 1.0),))
+    controller = controller_from_tensors(tensors, contract)
+    assert controller(torch.ones(1, 1)).item() == pytest.approx(0.99505475, abs=1e-6)  # tanh 3
+    # tanh(3 + 3 exp(-2))
+    assert controller.fallback(torch.ones(1, 1)).item() == pytest.approx(0.99780147, abs=1e-6)
+
+
+def test_rounding_does_not_leave_the_bounds() -> None:
+    """In float32, -.2 + (.1 - -.2) is above .1."""
+    policy = fake_policy(0, gain=1e3)
+    action = (Entry("hip", "N m", -0.2, 0.1), Entry("knee", "N m", 0.7, 1.9))
+    controller = controller_from_tensors(
+        policy.tensors, dataclasses.replace(policy.contract, action=action)
+    )
+    assert bool((controller.low + controller.span > controller.high).all()), "not a hard case"
+    obs = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    actions = torch.cat([controller(obs), controller.fallback(obs)])
+    assert bool((actions == controller.high).any(dim=0).all()), "no action saturates"
+    assert bool((actions <= controller.high).all())
 
 
 def test_forward_is_the_nominal_action() -> None:
@@ -108,13 +153,12 @@ FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnorma
 @given(
     row=st.lists(FLOATS, min_size=5, max_size=5),
     gain=st.sampled_from([1.0, 1e3, 1e30]),
-    residual=st.sampled_from([0.0, 1.0]),
 )
 def test_every_observation_gives_a_finite_action_within_bounds(
-    row: list[float], gain: float, residual: float
+    row: list[float], gain: float
 ) -> None:
     """Even with weights so large that hidden layers overflow."""
-    policy = fake_policy(1, gain=gain, residual=residual)
+    policy = fake_policy(1, gain=gain)
     controller = controller_from_tensors(policy.tensors, policy.contract)
     obs = torch.tensor([row], dtype=torch.float32)
     low = torch.tensor([entry.low for entry in policy.contract.action])

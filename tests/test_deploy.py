@@ -243,7 +243,7 @@ def test_exporting_again_replaces_the_bundle(run: Path, bundle: Path, tmp_path: 
 
 
 # Actions that saturate, so that a moved bound shows.
-LOUD = fake_policy(5, gain=6.0)
+LOUD = fake_policy(5, gain=2.5)
 
 
 def eager() -> Controller:

@@ -107,7 +107,6 @@ def without(key: str) -> dict[str, torch.Tensor]:
 BROKEN = {
     "obs_mean": without("obs_mean"),
     "obs_scale must be positive": {**POLICY.tensors, "obs_scale": torch.zeros(5)},
-    "must be 0 or 1": {**POLICY.tensors, "companion_residual": torch.tensor(0.5)},
     "actor.1.weight": without("actor.1.weight"),
     "layers 0, 1": {k: v for k, v in POLICY.tensors.items() if not k.startswith("critic.1")},
     "the critic must": {k: v for k, v in POLICY.tensors.items() if not k.startswith("critic")},

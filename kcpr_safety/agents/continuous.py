@@ -28,6 +28,7 @@ from torch import Tensor
 from kcpr_safety.agents.budget import WINDOW, BudgetController
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
 from kcpr_safety.agents.settings import Settings
+from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
 from kcpr_safety.errors import TrainingFault
 from kcpr_safety.networks import Stack
 from kcpr_safety.ops import bellman, gaussian, losses
@@ -35,9 +36,6 @@ from kcpr_safety.transition import Batch
 
 REWARD, PUNISHMENT, EVALUATION = slice(0, 2), slice(2, 4), slice(4, 6)
 """Members of the critic stack: twins per value."""
-
-MAX_NORMALISED = 10.0
-"""A normalised observation is clamped to this on both sides."""
 
 _OBS_DEVIATION_FLOOR = 1e-2
 """An entry that hardly varies is not blown up by more than the inverse of this."""
@@ -215,7 +213,7 @@ class Learner:
         rows = obs.expand(actor.members, *obs.shape)
         out = actor(rows) if torch.is_grad_enabled() else actor.frozen(rows)
         mean, raw = out.chunk(2, dim=-1)
-        log_std = gaussian.squash_log_std(raw[:1], *gaussian.LOG_STD_RANGE)
+        log_std = gaussian.squash_log_std(raw[:1], *LOG_STD_RANGE)
         if not self.settings.coupled:
             return Policies(mean, log_std)
         anchor, spread = mean[:1].detach(), log_std.detach()
@@ -274,7 +272,6 @@ class Learner:
         tensors = {
             "obs_mean": self.obs_mean.clone(),
             "obs_scale": self.obs_scale.clone(),
-            "companion_residual": torch.tensor(1.0),
         }
         for name, stack in (("actor", self.actor), ("critic", self.critic)):
             for i, (weight, bias) in enumerate(stack.layers()):

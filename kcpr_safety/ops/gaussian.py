@@ -21,9 +21,6 @@ Vector = Float[Tensor, "*batch d"]
 Scalar = Float[Tensor, "*batch"]
 
 
-LOG_STD_RANGE = (-5.0, 1.0)
-"""Bounds of a policy's log standard deviation."""
-
 LOG_RATIO_RANGE = (-1.0, 1.0)
 """Bounds of log(companion deviation / own deviation)."""
 
