@@ -30,13 +30,15 @@ class Evidence:
     eval_seed: int
     """First evaluation seed; episode i starts from eval_seed + i."""
     steps: int
-    """Environment steps that training took."""
+    """Environment steps after which the judged policy was kept."""
     budget: float
     returns: tuple[float, ...]
     punishments: tuple[float, ...]
     lengths: tuple[int, ...]
     predicted_punishment: float | None = None
-    """What the evaluation critic expected, discounted, on average over the episodes' starts."""
+    """What the evaluation critic expected, discounted, on average over the steps."""
+    realised_punishment: float | None = None
+    """The discounted punishment that followed, on average over the same steps."""
     policy_sha256: str | None = None
     """Hash of the policy file that was judged."""
 
@@ -85,7 +87,8 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
             returns=tuple(float(x) for x in record["returns"]),
             punishments=tuple(float(x) for x in record["punishments"]),
             lengths=tuple(int(x) for x in record["lengths"]),
-            predicted_punishment=_mean(record.get("predicted_punishment")),
+            predicted_punishment=_optional(record.get("predicted_punishment")),
+            realised_punishment=_optional(record.get("realised_punishment")),
             policy_sha256=record.get("policy_sha256"),
         )
     except KeyError as error:
@@ -96,11 +99,8 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
     return evidence
 
 
-def _mean(value: Any) -> float | None:
-    """A number as it is, a list by its mean, nothing as nothing."""
-    if isinstance(value, list) and value:
-        return math.fsum(float(x) for x in value) / len(value)
-    return None if value is None or isinstance(value, list) else float(value)
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:
@@ -111,7 +111,9 @@ def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:
         raise FileFault(f"{name}: returns, punishments and lengths differ in number")
     if record.get("episodes", count) != count:
         raise FileFault(f"{name} promises {record['episodes']} episodes and lists {count}")
+    calibration = (evidence.predicted_punishment, evidence.realised_punishment)
     numbers = (*evidence.returns, *evidence.punishments, evidence.budget)
+    numbers += tuple(x for x in calibration if x is not None)
     if not all(math.isfinite(x) for x in numbers):
         raise FileFault(f"{name} holds a number that is not finite")
     if min(evidence.punishments) < 0:

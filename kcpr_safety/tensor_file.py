@@ -9,9 +9,10 @@ process. Reading goes through the library, which checks every offset; nothing is
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
@@ -34,24 +35,32 @@ _TYPES = {
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The safetensors file that holds these tensors and texts."""
+    return b"".join(pieces(tensors, metadata))
+
+
+def pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """`pack` in parts, for what is too large to be in memory twice: header, then each tensor."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    parts: list[bytes] = []
     offset = 0
     # Wider types first keeps every tensor aligned to its own size, as the library does.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in order:
-        tensor = tensors[name].detach().cpu().contiguous()
-        data = tensor.numpy().tobytes()
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _TYPES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(data)],
+            "data_offsets": [offset, end],
         }
-        parts.append(data)
-        offset += len(data)
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+    yield struct.pack("<Q", len(text)) + text
+    for name in order:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.numpy().view(np.uint8).data
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -85,9 +85,10 @@ def read_run_evidence(run: Path, policy: PolicyFile) -> Evidence:
         if judged != held:
             raise FileFault(f"{path} judged {key} {judged}, but the run's policy has {held}")
     digest = hashlib.sha256(locate_policy(run).read_bytes()).hexdigest()
-    if evidence.policy_sha256 not in (None, digest):
+    if evidence.policy_sha256 != digest:
         raise FileFault(
-            f"{path} judged an earlier policy of this run; run again: kcpr-safety evaluate {run}"
+            f"{path} judged another policy than the run holds now; run again: "
+            f"kcpr-safety evaluate {run}"
         )
     return evidence
 

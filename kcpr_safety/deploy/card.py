@@ -93,7 +93,7 @@ def make_card(
             "torch": torch.__version__,
             "settings": dict(policy.settings),
             "training_versions": config.get("versions", {}),
-            "task_card_sha256": config.get("card_sha256", ""),
+            "task_card_sha256": config.get("card_sha256"),
         },
         "files": dict(hashes),
     }
@@ -115,6 +115,7 @@ def evidence_record(evidence: Evidence) -> dict[str, Any]:
         "punishment_cvar": {"level": CVAR_LEVEL, "value": cvar(evidence.punishments)},
         "over_budget": {"episodes": over, **_interval(share_interval(over, evidence.episodes))},
         "predicted_punishment": evidence.predicted_punishment,
+        "realised_punishment": evidence.realised_punishment,
         "returns": list(evidence.returns),
         "punishments": list(evidence.punishments),
         "lengths": list(evidence.lengths),
