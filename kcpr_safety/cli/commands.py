@@ -276,19 +276,20 @@ class Check:
     env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
     """A registered environment id, with `module:` before it if a module must be imported."""
     json: bool = False
-    """One JSON object on stdout, nothing else; exit code 1 if anything was found."""
+    """One JSON object on stdout, nothing else; exit code 1 if a promise is broken."""
 
     def run(self) -> tuple[dict[str, Any], int]:
         from kcpr_safety import envs
 
+        # An id that is unknown here is a mistake in the command, no finding about the environment.
+        envs.resolve(self.env_id)
         findings = [dataclasses.asdict(finding) for finding in envs.check_environment(self.env_id)]
-        return {"env_id": self.env_id, "ok": not findings, "findings": findings}, bool(findings)
+        broken = any(finding["severity"] == "error" for finding in findings)
+        return {"env_id": self.env_id, "ok": not broken, "findings": findings}, int(broken)
 
     def show(self, record: dict[str, Any]) -> None:
-        if record["ok"]:
-            show.console().print(f"{self.env_id} keeps every promise")
-        for finding in record["findings"]:
-            show.console().print(" · ".join(show.text(value) for value in finding.values()))
+        rows = [(finding["severity"], finding["sentence"]) for finding in record["findings"]]
+        show.table(f"check {self.env_id}", ("", ""), rows)
 
 
 @dataclass(frozen=True)

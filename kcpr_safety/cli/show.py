@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _PLAIN_WIDTH = 200
 """Columns where no terminal says how many it has."""
@@ -34,7 +35,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         numeric = bool(shown) and all(_is_number(row[index]) for row in shown)
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in shown:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     console().print(drawn)
 
 
