@@ -21,8 +21,9 @@ NOTHING_BUT = {
     "contract": {"kcpr_safety.errors"},
     "cards": {"kcpr_safety.errors"},
     "seeds": {"kcpr_safety.errors", "numpy"},
+    "stats": {"jaxtyping", "numpy"},
     "files": {"kcpr_safety.errors"},
-    "ops": {"kcpr_safety.ops", "torch", "jaxtyping"},
+    "ops": {"kcpr_safety.ops", "kcpr_safety.errors", "torch", "jaxtyping"},
     "controller": {"kcpr_safety.contract", "kcpr_safety.errors", "torch"},
 }
 """Room -> everything outside the standard library that it may import."""
