@@ -22,15 +22,21 @@ class Scene:
 
     xpos: Float[Array, "rows bodies 3"]
     agent_pos: Float[Array, "rows 3"]
-    agent_vel: Float[Array, "rows 3"] | None = None
+    agent_twist: Float[Array, "rows 6"] | None = None
+    """Angular and linear velocity, the latter of the whole tree's centre of mass."""
+    tree_com: Float[Array, "rows 3"] | None = None
     qvel: Float[Array, "rows dofs"] | None = None
-    contacts: list[Int[Array, "contacts 2"]] = field(default_factory=list)
+    contacts: list[Int[Array, "_ 2"]] = field(default_factory=list)
     """Pairs of touching geoms, one array per environment; empty where the task needs none."""
 
 
-def apart(a: Float[Array, "rows k"], b: Float[Array, "rows k"]) -> Float[Array, " rows"]:
-    """Distances between points, summed in the order in which the official code sums."""
-    return np.sqrt(np.sum(np.square(a - b), axis=-1))
+def apart(a: Float[Array, "*rows k"], b: Float[Array, "*#rows k"]) -> Float[Array, "*rows"]:
+    """Distances between points, added up in the order in which the official code does."""
+    square = np.square(a - b)
+    total = square[..., 0] + square[..., 1]
+    for k in range(2, square.shape[-1]):
+        total = total + square[..., k]
+    return np.asarray(np.sqrt(total))
 
 
 class Punisher:
@@ -63,6 +69,7 @@ class Punisher:
             [int(name[6:]) if name.startswith("button") else -1 for name in names]
         )
         self.needs_contacts = bool(stems) or hasattr(task, "buttons")
+        self.needs_qvel = self._vases is not None
 
     def pressed(
         self, scene: Scene, goal_button: Int[Array, " rows"]
@@ -95,7 +102,7 @@ class Punisher:
             bad = self._costly_geoms[pair].any(axis=1) & self._agent_geoms[pair].any(axis=1)
             guilty |= _rows(row, bad, count)
         if self._vases is not None and scene.qvel is not None:
-            speed = np.sqrt(np.sum(np.square(scene.qvel[:, self._vase_dofs]), axis=-1))
+            speed = apart(scene.qvel[:, self._vase_dofs], np.zeros(3))
             guilty |= (speed >= self._vases.velocity_threshold).any(axis=1)
         if wrong_button is not None and self._buttons_cost:
             guilty |= wrong_button
@@ -117,8 +124,8 @@ class Rewarder:
 
     def __init__(self, task: Any, model: Any, num_envs: int) -> None:
         self._clip = task.reward_conf.reward_clip
-        self._before = np.zeros((2, num_envs))
         self.kind = type(task).__name__.partition("Level")[0]
+        self._before = np.zeros((2 if self.kind == "Push" else 1, num_envs))
         self._task = task
         self._goal = int(model.body("goal").id) if hasattr(task, "goal") else 0
         self._box = int(model.body("push_box").id) if self.kind == "Push" else 0
@@ -151,21 +158,25 @@ class Rewarder:
         self._before = now
         return self._clipped(reward + prize * achieved), achieved
 
-    def _distances(self, scene: Scene) -> Float[Array, "2 rows"]:
+    def _distances(self, scene: Scene) -> Float[Array, "kinds rows"]:
         """To the goal; or to the box, and from the box to the goal."""
         if self.kind == "Circle":
-            return np.zeros((2, len(scene.agent_pos)))
+            return np.zeros((1, len(scene.agent_pos)))
         goal = scene.xpos[:, self._goal]
         if self.kind == "Push":
             box = scene.xpos[:, self._box]
             return np.stack([apart(box, scene.agent_pos), apart(box, goal)])
         distance = apart(goal[:, :2], scene.agent_pos[:, :2])
-        return np.stack([distance, distance])
+        return distance[None]
 
     def _circling(self, scene: Scene) -> Float[Array, " rows"]:
-        assert scene.agent_vel is not None
-        x, y = scene.agent_pos[:, 0], scene.agent_pos[:, 1]
-        u, v = scene.agent_vel[:, 0], scene.agent_vel[:, 1]
+        assert scene.agent_twist is not None
+        assert scene.tree_com is not None
+        x, y, _ = scene.agent_pos.T
+        turn_x, turn_y, turn_z, com_u, com_v, _ = scene.agent_twist.T
+        lever_x, lever_y, lever_z = (scene.agent_pos - scene.tree_com).T
+        u = com_u + (turn_y * lever_z - turn_z * lever_y)
+        v = com_v + (turn_z * lever_x - turn_x * lever_z)
         radius = np.sqrt(x**2 + y**2)
         away = 1 + np.abs(radius - self._task.circle.radius)
         return np.asarray(((-u * y + v * x) / radius) / away * self._task.reward_factor)

@@ -67,10 +67,14 @@ class NavigationWorld(World):
         self._gremlins = getattr(first, "gremlins", None)
         self._euler = model.opt.integrator == mujoco.mjtIntegrator.mjINT_EULER
         self._has_buttons = hasattr(first, "buttons")
+        self._button_lidar = self.slices.get("buttons_lidar", slice(0))
+        self._speaking = int(model.opt.disableflags)
+        self._silent = self._speaking | _NO_SENSORS
         self._is_alive_checked = type(first.agent).__name__ == "Ant"
 
         self._models: list[Any] = [None] * num_envs
         self._datas: list[Any] = [None] * num_envs
+        self._options: list[Any] = [None] * num_envs
         self._ctrl: list[Any] = [None] * num_envs
         self._contacts: list[Any] = [np.zeros((0, 2), dtype=np.int32)] * num_envs
         self._views: list[list[Array]] = [self._viewed(first.data)] * num_envs
@@ -108,35 +112,33 @@ class NavigationWorld(World):
         if self._is_alive_checked:
             terminated |= ~self._alive()
         never = np.zeros(self.num_envs, dtype=bool)
-        return Outcome(
-            self._observe(np.arange(self.num_envs)), reward, punishment, terminated, never, unstable
-        )
+        obs = self._observe(state, self._timer)
+        return Outcome(obs, reward, punishment, terminated, never, unstable)
 
     def _simulate(self, i: int) -> None:
         """One control period of one environment; runs on any thread of the crew."""
-        model, data = self._models[i], self._datas[i]
+        model, data, options = self._models[i], self._datas[i], self._options[i]
         self._ctrl[i][:] = self._action[i]
-        options = model.opt
-        options.disableflags |= _NO_SENSORS
+        options.disableflags = self._silent
         if self._gremlins is not None:
-            self._simulate_gremlins(model, data)
+            self._simulate_gremlins(model, data, self._gremlins)
         elif self._euler:
             mujoco.mj_step2(model, data)
             mujoco.mj_step(model, data, nstep=self._substeps - 1)
         else:
             mujoco.mj_step(model, data, nstep=self._substeps)
-        options.disableflags &= ~_NO_SENSORS
+        options.disableflags = self._speaking
         mujoco.mj_forward(model, data)
         if self._punish.needs_contacts:
             self._contacts[i] = data.contact.geom
 
-    def _simulate_gremlins(self, model: Any, data: Any) -> None:
+    def _simulate_gremlins(self, model: Any, data: Any, gremlins: Any) -> None:
         """Gremlins go round in circles, a little before every substep."""
         place = data.mocap_pos
         for _ in range(self._substeps):
-            place[:, 0] = np.sin(data.time) * self._gremlins.travel
-            place[:, 1] = np.cos(data.time) * self._gremlins.travel
-            place[:, 2] = self._gremlins.size
+            place[:, 0] = np.sin(data.time) * gremlins.travel
+            place[:, 1] = np.cos(data.time) * gremlins.travel
+            place[:, 2] = gremlins.size
             mujoco.mj_step(model, data)
 
     def _find_unstable(self, state: Array, clock: Array) -> Bool[Array, " envs"]:
@@ -145,7 +147,7 @@ class NavigationWorld(World):
         What those rows hold is replaced by what they held before, so that no NaN goes further.
         """
         half_a_substep = self._period / self._substeps / 2
-        unstable = np.abs(clock - self._clock - self._period) > half_a_substep
+        unstable: Array = np.abs(clock - self._clock - self._period) > half_a_substep
         unstable |= ~np.isfinite(state).all(axis=1)
         state[unstable] = self._state[unstable]
         return unstable
@@ -184,20 +186,18 @@ class NavigationWorld(World):
 
     def _alive(self) -> Bool[Array, " envs"]:
         """Ant dies where its body touches the ground."""
-        return self._part(self._state, 0).reshape(self.num_envs, -1, 3)[:, self._agent, 2] > 0.08
+        return np.asarray(self._state[:, 3 * self._agent + 2] > 0.08)
 
     # ------------------------------------------------------------------ reading the simulations
 
     def _viewed(self, data: Any) -> list[Array]:
         """Views of everything that one environment's array pass reads."""
-        return [
-            data.xpos.reshape(-1),
-            data.xmat[self._agent],
-            data.sensordata,
-            data.qvel,
-            data.cvel[self._agent],
-            data.subtree_com[self._root],
-        ]
+        views = [data.xpos.reshape(-1), data.xmat[self._agent], data.sensordata]
+        if self._reward.kind == "Circle":
+            views += [data.cvel[self._agent], data.subtree_com[self._root]]
+        elif self._punish.needs_qvel:
+            views.append(data.qvel)
+        return views
 
     def _part(self, state: Float[Array, "rows all"], part: int) -> Float[Array, "rows some"]:
         return state[:, self._columns[part] : self._columns[part + 1]]
@@ -205,20 +205,18 @@ class NavigationWorld(World):
     def _scene(self, state: Float[Array, "rows all"], contacts: list[Array]) -> Scene:
         xpos = self._part(state, 0).reshape(len(state), -1, 3)
         agent_pos = xpos[:, self._agent]
-        twist = self._part(state, 4)
-        # MuJoCo's body velocities refer to the centre of mass of the whole tree.
-        lever = agent_pos - self._part(state, 5)
-        velocity = twist[:, 3:] + np.cross(twist[:, :3], lever)
-        return Scene(xpos, agent_pos, velocity, self._part(state, 3), contacts)
+        if self._reward.kind == "Circle":
+            return Scene(xpos, agent_pos, self._part(state, 3), self._part(state, 4))
+        qvel = self._part(state, 3) if self._punish.needs_qvel else None
+        return Scene(xpos, agent_pos, qvel=qvel, contacts=contacts)
 
-    def _observe(self, rows: Int[Array, " rows"]) -> Float[Array, "rows obs"]:
-        state = self._state[rows]
+    def _observe(self, state: Float[Array, "rows all"], timer: Array) -> Float[Array, "rows obs"]:
         xpos = self._part(state, 0).reshape(len(state), -1, 3)
         obs = observe(
             self._sensing, self._part(state, 2), xpos, xpos[:, self._agent], self._part(state, 1)
         )
         if self._has_buttons:
-            obs[np.ix_(self._timer[rows] != 0, self._button_lidar)] = 0.0
+            obs[:, self._button_lidar] *= (timer == 0)[:, None]
         return obs
 
     # ------------------------------------------------------------------ new episodes
@@ -228,17 +226,12 @@ class NavigationWorld(World):
             _new_episode(self._builders[i], int(seed))
             task = self._tasks[i]
             self._models[i], self._datas[i] = task.model, task.data
-            self._ctrl[i] = task.data.ctrl
+            self._options[i], self._ctrl[i] = task.model.opt, task.data.ctrl
             self._views[i] = self._viewed(task.data)
             self._clock[i] = task.data.time
             self._owed[i] = 0
             self._look_again(int(i))
-        return self._observe(indices)
-
-    @property
-    def _button_lidar(self) -> Int[Array, " bins"]:
-        part = self.slices["buttons_lidar"]
-        return np.arange(part.start, part.stop)
+        return self._observe(self._state[indices], self._timer[indices])
 
     def close_extras(self, **_: Any) -> None:
         self._crew.close()

@@ -11,6 +11,7 @@ cosine, ball joints as rotation matrices, and one pseudo-lidar per kind of objec
 where <- keeps the larger value, so that the nearest object is seen.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +62,19 @@ def sensing_of(task: Any, model: Any) -> Sensing:
             skipped = 2 if name == info.freejoint_pos_name else 0
             copied += [(at + k, address[name] + skipped + k) for k in range(size)]
         at += size
-    columns = [np.array(pairs, dtype=np.intp).reshape(-1, 2).T for pairs in (copied, sine, matrix)]
+    (copied_to, copied_from), (sine_to, angle_from), (matrix_to, quaternion_from), lidars = (
+        np.array(pairs, dtype=np.intp).reshape(-1, 2).T for pairs in (copied, sine, matrix, lidar)
+    )
     return Sensing(
-        at,
-        *(column for pair in columns for column in pair),
-        *np.array(lidar, dtype=np.intp).reshape(-1, 2).T,
+        size=at,
+        copied_to=copied_to,
+        copied_from=copied_from,
+        sine_to=sine_to,
+        angle_from=angle_from,
+        matrix_to=matrix_to,
+        quaternion_from=quaternion_from,
+        lidar_to=lidars[0],
+        lidar_body=lidars[1],
         bins=task.lidar_conf.num_bins,
         max_dist=task.lidar_conf.max_dist,
         exp_gain=task.lidar_conf.exp_gain,
@@ -130,26 +139,32 @@ def _lidars(
     agent_pos: Float[Array, "rows 3"],
     agent_mat: Float[Array, "rows 9"],
 ) -> None:
-    """Write every lidar of every environment into `obs`."""
+    """Write every lidar of every environment into `obs`; `objects` is used up."""
     if not objects.shape[1]:
         return
-    east = objects[:, :, 0] - agent_pos[:, 0, None]
-    north = objects[:, :, 1] - agent_pos[:, 1, None]
-    down = -agent_pos[:, 2, None]
-    matrix = agent_mat[:, :, None]
-    ahead = east * matrix[:, 0] + north * matrix[:, 3] + down * matrix[:, 6]
-    left = east * matrix[:, 1] + north * matrix[:, 4] + down * matrix[:, 7]
+    objects[:, :, 2] = 0.0  # a lidar looks for where things stand, not how high
+    objects -= agent_pos[:, None]
+    seen = np.matmul(objects, agent_mat.reshape(-1, 3, 3))
+    ahead, left = seen[:, :, 0], seen[:, :, 1]
     distance = np.hypot(ahead, left)
     if sensing.max_dist is None:
         sensor = np.exp(-sensing.exp_gain * distance)
     else:
         sensor = np.maximum(0.0, sensing.max_dist - distance) / sensing.max_dist
     width = 2 * np.pi / sensing.bins
-    angle = np.arctan2(left, ahead) % (2 * np.pi)
+    angle = np.arctan2(left, ahead)
+    angle += (angle < 0.0) * (2 * np.pi)
     sector = (angle / width).astype(np.intp)
     alias = (angle - width * sector) / width
-    base = np.arange(len(obs))[:, None] * obs.shape[1] + sensing.lidar_to
-    flat = obs.reshape(-1)
-    for turn, strength in ((0, sensor), (1, alias * sensor), (-1, (1 - alias) * sensor)):
-        where = base + (sector + turn) % sensing.bins
-        np.maximum.at(flat, where.reshape(-1), strength.reshape(-1))
+    # Three sectors per object: its own, the next, the one before.
+    around = _around(sensing.bins)[:, sector]
+    around += np.arange(len(obs))[:, None] * obs.shape[1] + sensing.lidar_to
+    strength = np.stack([sensor, alias * sensor, (1.0 - alias) * sensor])
+    np.maximum.at(obs.reshape(-1), around.reshape(-1), strength.reshape(-1))
+
+
+@functools.cache
+def _around(bins: int) -> Int[Array, "3 bins"]:
+    """Each sector, the one after it and the one before it; the last of all is the first again."""
+    sector = np.arange(bins + 1)
+    return np.stack([sector % bins, (sector + 1) % bins, (sector - 1) % bins])
