@@ -1,0 +1,338 @@
+"""Does a run keep, judge, save and resume as it promises, and lose nothing when things go wrong?"""
+
+import errno
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toys import Sprint
+
+from kcpr_safety import envs
+from kcpr_safety.cards import TaskCard
+from kcpr_safety.controller import controller_from_tensors
+from kcpr_safety.errors import FileFault, KcprError, NonFiniteError, SettingsError, TrainingFault
+from kcpr_safety.policy_file import RUN_FILE, read_policy
+from kcpr_safety.seeds import consecutive_seeds
+from kcpr_safety.training import checkpoints, loop
+from kcpr_safety.training.evaluation import Critic, evaluate_policy, rollout
+from kcpr_safety.training.loop import Interrupted, TrainOptions, resume_run, train_run
+from kcpr_safety.training.sinks import read_rows
+
+CARD = TaskCard("SafetySprint-v0", "sprint", "", "one fast step", budget=5.0)
+FEW = {"width": 8, "batch": 16, "random_steps": 200, "num_envs": 20, "updates_per_step": 0.02}
+"""Settings with which a run takes a moment."""
+
+
+@pytest.fixture(autouse=True)
+def toy_world(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Every world is a Sprint; the returned dict changes what kind."""
+    kind: dict[str, Any] = {}
+
+    def make_world(card: TaskCard, num_envs: int, *, episode_seeds: Any, **_: Any) -> Sprint:
+        world = Sprint(num_envs, episode_seeds, **kind)
+        world.contract = replace(world.contract, budget=card.budget)
+        return world
+
+    monkeypatch.setattr(envs, "resolve", lambda task: CARD)
+    monkeypatch.setattr(envs, "make_world", make_world)
+    return kind
+
+
+def options(out: Path, **changed: Any) -> TrainOptions:
+    values = {"task": CARD.task, "out": out, "steps": 2_000, "overrides": FEW, **changed}
+    return TrainOptions(**values)
+
+
+class Meddler:
+    """A sink that calls a function at the first row of a kind."""
+
+    def __init__(self, kind: str, act: Any) -> None:
+        self.kind, self.act = kind, act
+
+    def open(self, run: Path, task: str, total_steps: int, budget: float) -> None:
+        pass
+
+    def write(self, row: Any) -> None:
+        if row["kind"] == self.kind and self.act:
+            act, self.act = self.act, None
+            act()
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_leaves_its_files_and_a_summary_with_the_stable_keys(tmp_path: Path) -> None:
+    summary = train_run(options(tmp_path / "run"))
+    record = summary.record()
+    stable = "task agent seed eval_seed steps wall_s return_mean punishment_mean episodes"
+    assert list(record)[:9] == stable.split()
+    assert {"over_budget_share", "budget", "path"} <= set(record)
+    json.dumps(record, allow_nan=False)
+    rows = read_rows(tmp_path / "run")
+    assert {row["kind"] for row in rows} == {"train", "validation"}
+    policy = read_policy(tmp_path / "run")
+    assert policy.steps == record["kept_steps"]
+    assert policy.contract.budget == 5.0
+
+
+def test_the_same_seed_gives_the_same_policy_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_run(options(tmp_path / name, seed=seed))
+    first, again, other = ((tmp_path / n / RUN_FILE).read_bytes() for n in "abc")
+    assert first == again
+    assert first != other
+
+
+def test_training_data_say_which_ends_are_true(
+    tmp_path: Path, toy_world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Truncation bootstraps, termination does not, and next_obs is the true last observation."""
+    toy_world.update(limit=6, far=2.0)
+    kept: list[loop.Training] = []
+    original = loop.Training.run
+    monkeypatch.setattr(
+        loop.Training, "run", lambda self, sinks: kept.append(self) or original(self, sinks)
+    )
+    train_run(options(tmp_path / "run", steps=400))
+    rows = kept[0].replay.rows[: len(kept[0].replay)]
+    batch = kept[0].replay.layout.read(rows)
+    far = batch.next_obs[:, 0].abs() > 2.0
+    assert 0 < far.sum() < len(rows)
+    assert torch.equal(batch.continues == 0.0, far)
+    # Position moves by the (normalised) speed, also across the end of an episode.
+    torch.testing.assert_close(batch.next_obs[:, 0], batch.obs[:, 0] + batch.action[:, 0])
+    torch.testing.assert_close(batch.reward, batch.action[:, 0])
+    assert torch.equal(batch.punishment, (batch.action[:, 0] > 0).float())
+
+
+def test_the_kept_policy_is_the_best_feasible_one(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "run", steps=24_000))
+    rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "validation"]
+    feasible = [row for row in rows if row["feasible"]]
+    best = max(feasible or rows, key=lambda row: row["return_mean"])
+    assert read_policy(tmp_path / "run").steps == best["steps"]
+    assert rows[0]["kept"]
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ((True, 1.0, 0.0), (False, 9.0, 30.0)),
+        ((True, 2.0, 4.0), (True, 1.0, 0.0)),
+        ((False, 1.0, 30.0), (False, 9.0, 40.0)),
+    ],
+)
+def test_feasible_comes_first(better: tuple[Any, ...], worse: tuple[Any, ...]) -> None:
+    names = ("feasible", "return_mean", "punishment_mean")
+    first, second = (dict(zip(names, row, strict=True)) for row in (better, worse))
+    assert loop._rank(first) > loop._rank(second)
+
+
+def test_learning_obeys_the_budget_where_sac_ignores_it(tmp_path: Path) -> None:
+    """Reward is speed, every step at positive speed is punished, 5 of 20 are allowed."""
+    settings = FEW | {"learning_rate": 1e-2, "m_start": 2.0, "updates_per_step": 0.1, "gamma": 0.9}
+    results = {}
+    for agent in ("kcpr", "sac"):
+        train_run(options(tmp_path / agent, steps=5_000, agent=agent, overrides=settings))
+        last = [r for r in read_rows(tmp_path / agent) if r["kind"] == "validation"][-1]
+        results[agent] = (last["return_mean"], last["punishment_mean"])
+    assert results["sac"][0] > 15.0
+    assert results["sac"][1] > 15.0
+    assert results["kcpr"][1] <= 5.0
+
+
+def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path) -> None:
+    stop = Meddler("validation", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match="kcpr-safety resume"):
+        train_run(options(tmp_path / "run", steps=12_000), [stop])
+    _, replay, counters = checkpoints.read_checkpoint(tmp_path / "run")
+    assert 0 < counters.steps < 12_000
+    assert len(replay) == counters.steps
+    lines_before = read_rows(tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as stream:
+        stream.write('{"kind": "train", "steps": 999999}\n')  # as if killed after the checkpoint
+    resume_run(tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
+    assert rows[: len(lines_before)] == lines_before
+    assert rows[-1]["steps"] == 12_000
+    assert [row["steps"] for row in rows] == sorted(row["steps"] for row in rows)
+    with pytest.raises(FileFault, match="finished"):
+        resume_run(tmp_path / "run")
+
+
+def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_PERIOD_S", 0.0)
+    real = os.fsync
+
+    def full() -> None:
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(FileFault, match="disk is full"):
+        train_run(options(tmp_path / "run"), [Meddler("train", full)])
+    monkeypatch.setattr(os, "fsync", real)
+    _, _, counters = checkpoints.read_checkpoint(tmp_path / "run")
+    assert counters.steps > 0
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    resume_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "pickle"])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    stop = Meddler("validation", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train_run(options(tmp_path / "run", steps=12_000), [stop])
+    path = tmp_path / "run" / checkpoints.CHECKPOINT_FILE
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(data[:-10])
+    elif damage == "foreign":
+        path.write_bytes(b"hello")
+    elif damage == "pickle":
+        torch.save({"a": 1}, path)
+    with pytest.raises(FileFault) as caught:
+        resume_run(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "run", steps=400))
+    before = (tmp_path / "run" / RUN_FILE).read_bytes()
+    with pytest.raises(FileFault, match="already holds a run"):
+        train_run(options(tmp_path / "run", seed=1))
+    assert (tmp_path / "run" / RUN_FILE).read_bytes() == before
+
+
+def test_a_number_that_is_none_from_the_environment_stops_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Sprint._advance
+
+    def broken(self: Sprint, action: np.ndarray) -> Any:
+        outcome = original(self, action)
+        if self.elapsed[0] == 3:
+            outcome.obs[2, 1] = np.nan
+        return outcome
+
+    monkeypatch.setattr(Sprint, "_advance", broken)
+    with pytest.raises(NonFiniteError, match=r"last_action.*environment 2, episode seed \d+, step"):
+        train_run(options(tmp_path / "run"))
+
+
+def test_a_learner_that_diverged_stops_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.Learner.update
+
+    def broken(self: Any, batch: Any) -> Any:
+        return original(self, batch) | {"critic_loss": torch.tensor(float("nan"))}
+
+    monkeypatch.setattr(loop.Learner, "update", broken)
+    with pytest.raises(TrainingFault, match="critic_loss became not finite"):
+        train_run(options(tmp_path / "run", steps=6_000))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"agent": "ppo"},
+        {"steps": 1},
+        {"seed": 10_000},
+        {"budget": float("nan")},
+        {"budget": -1.0},
+        {"num_envs": 0},
+        {"device": "cuda:9"},
+        {"init": Path("nowhere")},
+        {"overrides": {"coupling": -1.0}},
+    ],
+    ids=str,
+)
+def test_bad_options_are_one_sentence_and_leave_no_folder(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    with pytest.raises(KcprError) as caught:
+        train_run(options(tmp_path / "run", **changed))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_start_from_another_ones_policy(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "first"))
+    train_run(options(tmp_path / "second", seed=1, init=tmp_path / "first"))
+    train_run(options(tmp_path / "fresh", seed=1))
+    second, fresh = (read_policy(tmp_path / name).tensors for name in ("second", "fresh"))
+    assert not torch.equal(second["actor.0.weight"], fresh["actor.0.weight"])
+
+
+def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "run", steps=1_000))
+    policy = read_policy(tmp_path / "run")
+    controller = controller_from_tensors(policy.tensors, policy.contract)
+    results = []
+    for side_by_side in (1, 3, 7):
+        world = Sprint(side_by_side, consecutive_seeds(10_000, side_by_side))
+        results.append(rollout(controller, world, 7, Critic(policy)))
+    assert results[0].returns == results[1].returns == results[2].returns
+    assert results[0].punishments == results[1].punishments == results[2].punishments
+
+
+def test_episodes_that_end_early_are_counted_once(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "run", steps=1_000))
+    policy = read_policy(tmp_path / "run")
+    controller = controller_from_tensors(policy.tensors, policy.contract)
+    world = Sprint(3, consecutive_seeds(10_000, 3), far=1.5, limit=40)
+    done = rollout(controller, world, 5, Critic(policy))
+    assert len(done.lengths) == 5
+    assert min(done.lengths) < 40
+    for total, length in zip(done.returns, done.lengths, strict=True):
+        assert abs(total) <= length
+
+
+def test_the_realised_punishment_is_the_discounted_future(tmp_path: Path) -> None:
+    """A policy that is always punished: 1 / (1 - gamma) from every step that counts."""
+    train_run(options(tmp_path / "run", steps=400, overrides=FEW | {"gamma": 0.5}))
+    policy = read_policy(tmp_path / "run")
+    controller = controller_from_tensors(policy.tensors, policy.contract)
+    done = rollout(
+        controller, Sprint(2, consecutive_seeds(0, 2), fast=-9.0, limit=60), 2, Critic(policy)
+    )
+    assert done.punishments == (60.0, 60.0)
+    assert done.realised == pytest.approx(2.0, rel=1e-3)
+
+
+def test_evaluation_refuses_seeds_that_training_may_have_seen(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "run", steps=400))
+    with pytest.raises(SettingsError, match="may have been trained on"):
+        evaluate_policy(tmp_path / "run", 2, 9_999)
+    with pytest.raises(SettingsError, match="at least 1"):
+        evaluate_policy(tmp_path / "run", 0, 10_000)
+
+
+def test_evaluation_refuses_a_policy_of_another_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_run(options(tmp_path / "run", steps=400))
+    original = envs.make_world
+
+    def renamed(*args: Any, **kwargs: Any) -> Sprint:
+        world = original(*args, **kwargs)
+        first, *rest = world.contract.observation
+        world.contract = replace(
+            world.contract, observation=(replace(first, name="altitude"), *rest)
+        )
+        return world
+
+    monkeypatch.setattr(envs, "make_world", renamed)
+    with pytest.raises(FileFault, match="contract"):
+        evaluate_policy(tmp_path / "run", 1, 10_000)
