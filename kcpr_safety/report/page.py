@@ -1,0 +1,360 @@
+"""How does one page say whether a policy is safe, why one may believe it, and what was measured?
+
+The verdict comes first, then figures and tables, then the words that limit them. One file: styles
+and figures are inside, no script, no font, no address of anything outside.
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from kcpr_safety import __version__
+from kcpr_safety.report import figures as draw
+from kcpr_safety.report import tables
+from kcpr_safety.report.figures import Series, Style, short
+from kcpr_safety.report.judge import Entry, Group, Judgement
+from kcpr_safety.report.tables import PERCENT, percent, spread
+from kcpr_safety.stats import CVAR_LEVEL, share_interval
+
+_ROWS_SHOWN = 12
+_TITLES = {
+    "within": "Within budget",
+    "unsure": "Not shown to be within budget",
+    "over": "Over budget",
+    "unknown": "Not evaluated",
+}
+
+
+def page(groups: Sequence[Group]) -> str:
+    """The whole document."""
+    entries = [entry for group in groups for entry in group.entries]
+    title = f"Safety report: {', '.join(sorted({group.task for group in groups}))}"
+    css = resources.files("kcpr_safety.report").joinpath("page.css").read_text("utf-8")
+    sections = "".join(_section(group, i, len(groups)) for i, group in enumerate(groups))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>
+{css}</style>
+</head>
+<body{' class="alone"' if len(entries) == 1 else ""}>
+<a class="skip" href="#evidence">Skip to the evidence</a>
+<header class="page">
+<p class="kicker">{escape(title)}</p>
+{_headline(entries)}
+</header>
+<main id="evidence">
+{_separation(groups)}{sections}
+{_method()}
+</main>
+<footer><p>Made by kcpr-safety {escape(__version__)} from {_count(len(entries), "run")}. The numbers
+are in the JSON file beside this page.</p></footer>
+</body>
+</html>
+"""
+
+
+# ---------------------------------------------------------------------------------------- verdict
+
+
+def _headline(entries: Sequence[Entry]) -> str:
+    if len(entries) == 1:
+        title = _TITLES[entries[0].verdict]
+    else:
+        within = sum(entry.verdict == "within" for entry in entries)
+        title = f"{within} of {len(entries)} policies shown to be within budget"
+    cards = "".join(_card(entry) for entry in entries)
+    return f'<h1>{title}</h1>\n<ul class="policies">{cards}</ul>'
+
+
+def _card(entry: Entry) -> str:
+    run, j = entry.run, entry.judgement
+    head = f"<h3><span>{escape(entry.label)}</span>{tables.mark(entry.verdict)}</h3>"
+    if j is None or run.evidence is None:
+        body = (
+            "<p>No evaluation of this policy: nothing can be said about its safety. Run "
+            "<code>kcpr-safety evaluate</code> on its folder.</p>"
+        )
+        return f'<li class="policy unknown">{head}<p class="soft">{escape(run.task)}</p>{body}</li>'
+    count = run.evidence.episodes
+    alt = (
+        f"Mean punishment {short(j.punished.value)}, {PERCENT} interval "
+        f"{spread(j.punished, 0.0)}, budget {short(run.budget)}."
+    )
+    facts = [
+        ("over budget", f"{j.over} of {count}", f"true share {_shares(j)}"),
+        ("return", short(j.returned.value), spread(j.returned)),
+        ("worst episode", short(j.worst), f"CVaR {CVAR_LEVEL:g}: {short(j.cvar)}"),
+    ]
+    listed = "".join(
+        f"<div><dt>{name}</dt><dd><b>{value}</b><small>{more}</small></dd></div>"
+        for name, value, more in facts
+    )
+    body = (
+        f'<p class="soft">{escape(run.task)}, {_count(count, "unseen episode")}</p>'
+        f'<p class="big"><b>{short(j.punished.value)}</b> punishment per episode, allowed '
+        f"{short(run.budget)}<small>{PERCENT} interval of the mean: {spread(j.punished, 0.0)}"
+        f"</small></p>{draw.gauge(j.punished, run.budget, alt, j.verdict)}"
+    )
+    return (
+        f'<li class="policy {entry.verdict}">{head}<div class="split"><div>{body}</div>'
+        f'<dl class="facts">{listed}</dl></div></li>'
+    )
+
+
+def _shares(judgement: Judgement) -> str:
+    return f"{percent(judgement.share.low).removesuffix(' %')} to {percent(judgement.share.high)}"
+
+
+def _separation(groups: Sequence[Group]) -> str:
+    if len(groups) == 1:
+        return ""
+    return (
+        '<ul class="note"><li>These runs differ in task, budget, training steps or episode length. '
+        f"They are shown in {len(groups)} separate parts and ranked only within each; numbers of "
+        "different parts must not be compared.</li></ul>"
+    )
+
+
+# --------------------------------------------------------------------------------------- sections
+
+
+def _section(group: Group, index: int, of: int) -> str:
+    part = f'<span class="part">Part {index + 1} of {of}</span>' if of > 1 else ""
+    limit = f", episodes of {group.time_limit:,} steps" if group.time_limit else ""
+    notes = [*map(escape, group.cautions)]
+    notes += [
+        f"{escape(entry.label)}: {escape(note)}."
+        for entry in group.entries
+        for note in entry.run.notes
+    ]
+    noted = "".join(f"<li>{note}</li>" for note in notes)
+    styles = _styles(group)
+    return f"""<section aria-labelledby="part{index}">
+<h2 id="part{index}">{part}{escape(group.task)}</h2>
+<p class="soft">Budget {short(group.budget)} per episode{limit}; trained for {group.steps:,}
+environment steps.</p>
+{f'<ul class="note">{noted}</ul>' if noted else ""}
+<h3>Final evaluation</h3>
+{tables.evaluation_table(group)}
+<h3>Figures</h3>
+{_legend(group, styles)}
+<div class="figures">{"".join(_figures(group, styles))}</div>
+<h3>Runs, versions and seeds</h3>
+{tables.runs_table(group)}
+{tables.versions_table(group)}
+<details><summary>Settings</summary>{tables.settings_table(group)}</details>
+</section>"""
+
+
+def _styles(group: Group) -> list[Style]:
+    """One colour per agent with a dash per seed; of a single agent, one colour per run."""
+    agents = sorted({entry.run.agent for entry in group.entries})
+    if len(agents) == 1:
+        return [Style(i, i // draw.COLOURS) for i in range(len(group.entries))]
+    met: dict[str, int] = {}
+    styles = []
+    for entry in group.entries:
+        dash = met.get(entry.run.agent, 0)
+        met[entry.run.agent] = dash + 1
+        styles.append(Style(agents.index(entry.run.agent), dash))
+    return styles
+
+
+def _legend(group: Group, styles: Sequence[Style]) -> str:
+    items = "".join(
+        f"<li>{draw.swatch(style)}{escape(entry.label)}</li>"
+        for entry, style in zip(group.entries, styles, strict=True)
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _figures(group: Group, styles: Sequence[Style]) -> list[str]:
+    found = [
+        _curves(
+            group,
+            styles,
+            "Return while learning",
+            "return_mean",
+            "return per episode",
+            "Lines: the last training episodes, exploring. Dots: deterministic validation "
+            "episodes.",
+        ),
+        _curves(
+            group,
+            styles,
+            "Punishment while learning",
+            "punishment_mean",
+            "punishment per episode",
+            "Lines: the last training episodes, exploring. Dots: deterministic validation "
+            "episodes, by which the kept policy is chosen. Tinted: over budget.",
+            budget=group.budget,
+        ),
+        _curves(
+            group,
+            styles,
+            "Weight of punishment, λ",
+            "lambda",
+            "λ",
+            "How much one unit of predicted punishment weighs against reward; the budget "
+            "controller moves it.",
+            zero=True,
+        ),
+        _calibration(group, styles),
+        _episodes(group, styles),
+        _trade(group, styles),
+    ]
+    return [figure for figure in found if figure]
+
+
+def _curves(
+    group: Group,
+    styles: Sequence[Style],
+    title: str,
+    key: str,
+    unit: str,
+    words: str,
+    *,
+    budget: float | None = None,
+    zero: bool = False,
+) -> str:
+    lines, dots = [], []
+    for entry, style in zip(group.entries, styles, strict=True):
+        lines.append(Series(entry.label, *entry.run.curve("train", key), style))
+        x, y = entry.run.curve("validation", key)
+        dots.append(Series(entry.label, x, y, style, dots=True))
+    if all(math.isnan(y) for s in lines + dots for y in s.y):
+        return ""
+    ends = "; ".join(f"{s.label} ends at {short(_last(s.y))}" for s in lines if s.x)
+    limit = "" if budget is None else f" The budget is {short(budget)}."
+    alt = f"{title}, {unit} over environment steps: {ends}.{limit}"
+    chart = draw.line_chart(lines + dots, unit, alt, budget=budget, zero=zero)
+    return _figure(title, chart, words, _values(title, lines))
+
+
+def _calibration(group: Group, styles: Sequence[Style]) -> str:
+    series, ratios = [], []
+    for entry, style in zip(group.entries, styles, strict=True):
+        _, predicted = entry.run.curve("validation", "predicted_punishment")
+        _, measured = entry.run.curve("validation", "measured_discounted_punishment")
+        evidence = entry.run.evidence
+        expected, came = (
+            (evidence.predicted_punishment, evidence.realised_punishment)
+            if evidence
+            else (None,) * 2
+        )
+        if expected is not None and came is not None:
+            ratios.append(f"{entry.label} predicts {short(expected)} where {short(came)} followed")
+        series.append(Series(entry.label, measured, predicted, style, dots=True))
+    if not any(not math.isnan(x + y) for s in series for x, y in zip(s.x, s.y, strict=True)):
+        return ""
+    title = "Predicted against measured punishment"
+    # Of many policies the table says it better.
+    final = f"In the final evaluation {'; '.join(ratios)}." if 1 <= len(ratios) <= 2 else ""
+    alt = f"{title}, discounted, one dot per validation. {final}"
+    chart = draw.scatter(series, "measured", "predicted", alt)
+    words = (
+        "Discounted punishment from a step on, one dot per validation. On the diagonal the "
+        f"evaluation critic is right; below it danger is underestimated. {escape(final)}"
+    )
+    return _figure(title, chart, words)
+
+
+def _episodes(group: Group, styles: Sequence[Style]) -> str:
+    rows, words = [], []
+    for entry, style in zip(group.entries, styles, strict=True):
+        if entry.run.evidence and entry.judgement:
+            punishments = entry.run.evidence.punishments
+            rows.append((entry.label, punishments, entry.judgement.punished, style))
+            words.append(
+                f"{entry.label}: {short(min(punishments))} to {short(max(punishments))}, "
+                f"{entry.judgement.over} of {len(punishments)} over budget"
+            )
+    if not rows:
+        return ""
+    title = "Every episode of the final evaluation"
+    alt = f"Punishment of each evaluation episode. {'; '.join(words)}."
+    chart = draw.episodes_chart(rows, group.budget, alt)
+    caption = (
+        f"One dot per episode; below, the mean and its {PERCENT} interval. Tinted: over budget."
+    )
+    return _figure(title, chart, caption)
+
+
+def _trade(group: Group, styles: Sequence[Style]) -> str:
+    rows = []
+    for entry, style in zip(group.entries, styles, strict=True):
+        evidence, j = entry.run.evidence, entry.judgement
+        if evidence and j:
+            rows.append((evidence.punishments, evidence.returns, j.punished, j.returned, style))
+    if not rows:
+        return ""
+    title = "Return against punishment"
+    alt = f"{title} of each evaluation episode; the table of the final evaluation has the means."
+    chart = draw.trade_chart(rows, group.budget, alt)
+    caption = f"One dot per episode; crosses span the {PERCENT} intervals of both means."
+    return _figure(title, chart, caption)
+
+
+def _figure(title: str, chart: str, words: str, values: str = "") -> str:
+    return (
+        f"<figure><h4>{escape(title)}</h4>{chart}<figcaption>{words}</figcaption>{values}</figure>"
+    )
+
+
+def _values(title: str, lines: Sequence[Series]) -> str:
+    """A dozen of the plotted values, for those who cannot or will not read a drawing."""
+    x = max((s.x for s in lines), key=len)
+    if not x:
+        return ""
+    chosen = sorted({round(i * (len(x) - 1) / (_ROWS_SHOWN - 1)) for i in range(_ROWS_SHOWN)})
+    by_step = [dict(zip(s.x, s.y, strict=True)) for s in lines]
+    rows = [[x[i], *(values.get(x[i], math.nan) for values in by_step)] for i in chosen]
+    shown = tables.values_table(title, ["steps", *(s.label for s in lines)], rows)
+    return f"<details><summary>Values</summary>{shown}</details>"
+
+
+def _last(values: Sequence[float]) -> float:
+    return next((value for value in reversed(values) if not math.isnan(value)), math.nan)
+
+
+# ------------------------------------------------------------------------------------------ words
+
+
+def _method() -> str:
+    return f"""<section aria-labelledby="method">
+<h2 id="method">How to read this page</h2>
+<dl class="words">
+<dt>Punishment (cost)</dt><dd>What the task counts against the policy, summed over one full episode,
+undiscounted. The budget is the allowed sum.</dd>
+<dt>Within budget</dt><dd>The {PERCENT} interval of the mean punishment (Student's t) ends at or
+below the budget. <em>Not shown to be within</em>: the mean is within the budget, its interval
+is not. <em>Over</em>: the mean is above it.</dd>
+<dt>Episodes over budget</dt><dd>With the exact binomial interval (Clopper–Pearson) of the true
+share. A mean within the budget can hide many episodes over it, and few episodes prove little: 0 of
+10 still allows {percent(share_interval(0, 10).high)}, 0 of 50 still allows
+{percent(share_interval(0, 50).high)}.</dd>
+<dt>CVaR {CVAR_LEVEL:g}</dt><dd>Mean punishment of the worst {percent(1 - CVAR_LEVEL)} of
+episodes.</dd>
+<dt>Predicted / realised</dt><dd>What the evaluation critic expects, discounted, per step, and what
+followed the same steps.</dd>
+<dt>What is not claimed</dt><dd>All of this is simulation, on episodes drawn like those of training.
+Intervals are about one trained policy; another training seed gives another. It is evidence, not
+a certificate; a robot needs an independent, non-learned last resort.</dd>
+</dl>
+</section>"""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _broke(over: int, count: int) -> str:
+    if over == 0:
+        return f"None of {_count(count, 'episode')} broke"
+    return f"{over} of {_count(count, 'episode')} broke"
