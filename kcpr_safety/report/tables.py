@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from kcpr_safety.report.figures import short, span, steps_label
 from kcpr_safety.report.judge import Entry, Group
+from kcpr_safety.report.numbers import short, span, steps_label
 from kcpr_safety.stats import CONFIDENCE, CVAR_LEVEL, Interval
 
 VERDICT_WORDS = {
