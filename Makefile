@@ -5,12 +5,14 @@
 #   TORCH_INDEX  address of a wheel index to take torch from. Where your usual index would send a
 #                CUDA build of several GB, give the CPU wheel index that the PyTorch install page
 #                names. Leave it empty if plain `pip install torch` suits you.
+#   WORKERS      test processes side by side (default 2; 0: one, in the foreground)
 
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kcpr-setup
 TORCH_INDEX ?=
+WORKERS ?= 2
 SAFETY_GYMNASIUM := safety-gymnasium==1.0.0
 
 # One thread per process: the tests' small networks only lose by more, and results repeat.
@@ -58,7 +60,7 @@ demo: setup ## the main job: train, evaluate, export, report (about a quarter of
 test: lint fast-tests wheel ## what CI runs: lint, types, architecture, fast tests, wheel (< 10 minutes)
 
 test-full: lint wheel ## everything, with the slow tests too
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 10 --hypothesis-profile explore
 
 lint: setup
 	$(BIN)/ruff check .
@@ -70,7 +72,7 @@ wheel: setup
 	$(BIN)/python scripts/check_wheel.py
 
 fast-tests: setup
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist worksteal --durations 5
 
 bench: setup ## how fast are the simulator, the learner and the whole loop here?
 	$(BIN)/kcpr-safety bench sim
