@@ -30,12 +30,11 @@ VELOCITY = [
 ]
 FEW_NAVIGATION = [
     "SafetyPointGoal2-v0",
-    "SafetyPointButton2-v0",
+    "SafetyPointButton1-v0",
     "SafetyPointPush2-v0",
-    "SafetyPointCircle2-v0",
     "SafetyCarGoal1-v0",
-    "SafetyAntButton1-v0",
-    "SafetyRacecarCircle1-v0",
+    "SafetyAntCircle1-v0",
+    "SafetyRacecarGoal0-v0",
     "SafetyDoggoPush0-v0",
 ]
 FEW_VELOCITY = ["SafetyHalfCheetahVelocity-v1", "SafetyHumanoidVelocity-v1"]

@@ -26,6 +26,7 @@ from xml.sax.saxutils import quoteattr
 
 import gymnasium
 import gymnasium.wrappers.utils
+import mujoco
 import numpy as np
 import yaml
 from gymnasium.envs.registration import EnvSpec
@@ -59,6 +60,7 @@ def safety_gymnasium() -> Any:
         boxes_of_one_type()
         models_without_pictures()
         assets_read_once()
+        instability_is_counted_elsewhere()
     return package
 
 
@@ -288,6 +290,18 @@ def assets_read_once() -> None:
         return yaml.safe_load(text)
 
     world.yaml = _Overlay(yaml, load=lambda file, Loader: parsed(file.read()))
+
+
+def instability_is_counted_elsewhere() -> None:
+    """MuJoCo prints its warnings on stdout and writes a file where it stands; worlds count them."""
+    if mujoco.get_mju_user_warning() is not None:
+        return
+
+    def heard(message: str) -> None:
+        if "simulation is unstable" not in message:
+            sys.stderr.write(f"MuJoCo: {message}\n")
+
+    mujoco.set_mju_user_warning(heard)
 
 
 def _xml(tree: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ Three savings leave every number as it is:
   draws are made up for when the next goal is placed.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from kcpr_safety.cards import TaskCard
+from kcpr_safety.envs import layouts
 from kcpr_safety.envs.crew import Crew
 from kcpr_safety.envs.judging import Punisher, Rewarder, Scene
 from kcpr_safety.envs.official import describe, make_plain
@@ -56,11 +58,17 @@ class NavigationWorld(World):
         first = self._tasks[0]
         _new_episode(self._builders[0], 0)
         model = first.model
+        for task in self._tasks:
+            generator = task.random_generator
+            # Only now are its placements known; those of the other tasks are the same.
+            if layouts.can_draw(first.random_generator):
+                generator.build_layout = functools.partial(layouts.build_layout, generator)
         self._sensing = sensing_of(first, model)
         self._punish = Punisher(first, model)
         self._reward = Rewarder(first, model, num_envs)
         self._substeps = first.sim_conf.frameskip_binom_n
-        self._period = self._substeps * model.opt.timestep
+        self._timestep = model.opt.timestep
+        self._gremlin_path: Array = np.zeros(0)
         self._range = model.actuator_ctrlrange.copy()
         self._agent = int(model.body("agent").id)
         self._root = int(model.body_rootid[self._agent])
@@ -90,6 +98,8 @@ class NavigationWorld(World):
 
     def _advance(self, action: Float[Array, "envs action"]) -> Outcome:
         self._action = np.clip(action, self._range[:, 0], self._range[:, 1])
+        if self._gremlins is not None:
+            self._gremlin_path = self._plan_gremlins(self._gremlins)
         self._crew.each(self._simulate, self.num_envs)
         state = np.concatenate([view for views in self._views for view in views])
         state = state.reshape(self.num_envs, -1)
@@ -121,7 +131,10 @@ class NavigationWorld(World):
         self._ctrl[i][:] = self._action[i]
         options.disableflags = self._silent
         if self._gremlins is not None:
-            self._simulate_gremlins(model, data, self._gremlins)
+            place = data.mocap_pos
+            for there in self._gremlin_path[i]:
+                place[:] = there
+                mujoco.mj_step(model, data)
         elif self._euler:
             mujoco.mj_step2(model, data)
             mujoco.mj_step(model, data, nstep=self._substeps - 1)
@@ -132,22 +145,23 @@ class NavigationWorld(World):
         if self._punish.needs_contacts:
             self._contacts[i] = data.contact.geom
 
-    def _simulate_gremlins(self, model: Any, data: Any, gremlins: Any) -> None:
-        """Gremlins go round in circles, a little before every substep."""
-        place = data.mocap_pos
-        for _ in range(self._substeps):
-            place[:, 0] = np.sin(data.time) * gremlins.travel
-            place[:, 1] = np.cos(data.time) * gremlins.travel
-            place[:, 2] = gremlins.size
-            mujoco.mj_step(model, data)
+    def _plan_gremlins(self, gremlins: Any) -> Float[Array, "envs substeps gremlins 3"]:
+        """Where gremlins go before each substep: round in circles, by the simulation's clock."""
+        times = np.empty((self._substeps, self.num_envs))
+        times[0] = self._clock
+        for k in range(1, self._substeps):  # added up as MuJoCo does: a product would round apart
+            times[k] = times[k - 1] + self._timestep
+        place = np.stack([np.sin(times), np.cos(times), np.ones_like(times)], axis=-1)
+        place *= [gremlins.travel, gremlins.travel, gremlins.size]
+        return np.repeat(place.transpose(1, 0, 2)[:, :, None], gremlins.num, axis=2)
 
     def _find_unstable(self, state: Array, clock: Array) -> Bool[Array, " envs"]:
         """Where MuJoCo gave up and started over (its clock shows it), or left something infinite.
 
         What those rows hold is replaced by what they held before, so that no NaN goes further.
         """
-        half_a_substep = self._period / self._substeps / 2
-        unstable: Array = np.abs(clock - self._clock - self._period) > half_a_substep
+        late = np.abs(clock - self._clock - self._substeps * self._timestep)
+        unstable: Array = late > self._timestep / 2
         unstable |= ~np.isfinite(state).all(axis=1)
         state[unstable] = self._state[unstable]
         return unstable
