@@ -35,6 +35,7 @@ class Stack:
         if flat.numel() != parameter_count(members, sizes):
             raise ValueError(f"flat buffer of {flat.numel()} does not hold {members} x {sizes}")
         self.flat = flat
+        self._layers = split(flat.detach(), members, sizes)
 
     @classmethod
     def create(
@@ -65,7 +66,7 @@ class Stack:
 
     def layers(self) -> Layers:
         """(weight [M, in, out], bias [M, 1, out]) of each layer: detached views of `flat`."""
-        return split(self.flat.detach(), self.members, self.sizes)
+        return self._layers
 
     def __call__(self, x: Inputs) -> Outputs:
         """Outputs with gradients to the parameters and, where x needs it, to x."""
@@ -75,7 +76,7 @@ class Stack:
     def frozen(self, x: Inputs, members: int | None = None) -> Outputs:
         """Outputs of the first `members` members, with gradients to x alone."""
         count = members or self.members
-        out: Tensor = _Forward.apply(x, self.flat.detach(), self, count)  # type: ignore[no-untyped-call]
+        out: Tensor = _Forward.apply(x, None, self, count)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -98,11 +99,14 @@ def split(flat: Tensor, members: int, sizes: Sequence[int]) -> Layers:
 
 
 class _Forward(torch.autograd.Function):
-    """x, flat -> outputs; backward as the two products per layer of back-propagation."""
+    """x, flat -> outputs; backward as the two products per layer of back-propagation.
+
+    `flat` is the stack's own buffer, named so that autograd gives it a gradient, or None.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, flat: Tensor, stack: Stack, members: int) -> Tensor:
-        layers = split(flat, stack.members, stack.sizes)
+    def forward(ctx: Any, x: Tensor, flat: Tensor | None, stack: Stack, members: int) -> Tensor:
+        layers = stack.layers()
         saved: list[Tensor] = []
         hidden = x
         for weight, bias in layers[:-1]:
@@ -119,17 +123,17 @@ class _Forward(torch.autograd.Function):
             hidden = hidden.relu_()
         weight, bias = layers[-1]
         saved.append(hidden)
-        ctx.save_for_backward(flat, *saved)
+        ctx.save_for_backward(*saved)
         ctx.stack, ctx.members = stack, members
         return torch.baddbmm(bias[:members], hidden, weight[:members])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        flat, *saved = ctx.saved_tensors
+        saved = list(ctx.saved_tensors)
         stack, members = ctx.stack, ctx.members
         need_input, need_flat = ctx.needs_input_grad[:2]
-        layers = split(flat, stack.members, stack.sizes)
-        flat_grad = torch.empty_like(flat) if need_flat else None
+        layers = stack.layers()
+        flat_grad = torch.empty_like(stack.flat) if need_flat else None
         slots = split(flat_grad, stack.members, stack.sizes) if flat_grad is not None else None
         grad = grad.contiguous()
         for index in range(len(layers) - 1, -1, -1):
