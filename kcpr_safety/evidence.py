@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kcpr_safety.errors import FileFault
 from kcpr_safety.files import read_limited
 
@@ -48,11 +50,11 @@ class Evidence:
 
     @property
     def return_mean(self) -> float:
-        return math.fsum(self.returns) / self.episodes
+        return float(np.mean(self.returns))
 
     @property
     def punishment_mean(self) -> float:
-        return math.fsum(self.punishments) / self.episodes
+        return float(np.mean(self.punishments))
 
 
 def read_evidence(path: Path) -> Evidence:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -314,3 +315,13 @@ class TestExport:
         card["files"]["weights.safetensors"] = hashlib.sha256(data).hexdigest()
         (bundle / "card.json").write_text(json.dumps(card))
         assert "differ in their contract" in refused(bundle)
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    """`torch.jit.load` stands in one place, behind the check of the archive."""
+    package = Path(bundle_module.__file__).parent.parent
+    sources = {path: path.read_text("utf-8") for path in package.rglob("*.py")}
+    unpickling = re.compile(r"\btorch\.load\(|\bimport (pickle|shelve|joblib|dill)\b|allow_pickle")
+    assert [path.name for path, text in sources.items() if unpickling.search(text)] == []
+    loading = [path.name for path, text in sources.items() if "jit.load(" in text]
+    assert loading == ["archive.py"]
