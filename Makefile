@@ -57,7 +57,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the main job: train, evaluate, export, report (about a quarter of an hour)
 	$(BIN)/kcpr-safety demo
 
-test: lint fast-tests wheel ## what CI runs: lint, types, architecture, fast tests, wheel (< 10 minutes)
+test: lint wheel fast-tests ## what CI runs: lint, types, architecture, fast tests, wheel (< 10 minutes)
 
 test-full: lint wheel ## everything, with the slow tests too
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 10 --hypothesis-profile explore

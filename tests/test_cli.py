@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes import fake_policy, fake_run
 
 from kcpr_safety.cli import main
 from kcpr_safety.cli.commands import COMMANDS
+from kcpr_safety.deploy import export_bundle
 from kcpr_safety.errors import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,8 +239,6 @@ def report():
 
 def real_run(folder: Path) -> Path:
     """A run folder with a random policy of a real task."""
-    from fakes import fake_policy
-
     from kcpr_safety import envs
     from kcpr_safety.policy_file import write_policy
     from kcpr_safety.seeds import evaluation_seeds
@@ -290,3 +290,23 @@ class NoCost(Good):
 gymnasium.register("Good-v0", Good, max_episode_steps=50)
 gymnasium.register("NoCost-v0", NoCost, max_episode_steps=50)
 """
+
+
+def test_shipped_policies_are_listed_and_found_by_name(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kcpr_safety.api.data_root", lambda: tmp_path)
+    assert main(["policies"]) == 0
+    assert "no policies" in capfd.readouterr().out
+    export_bundle(fake_run(tmp_path / "run"), tmp_path / "policies" / "Sprinter")
+    assert main(["policies", "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)["policies"]
+    assert row["name"] == "Sprinter"
+    evidence = row["card"]["evidence"]
+    assert main(["policies"]) == 0
+    listed = capfd.readouterr().out
+    assert "Sprinter" in listed
+    assert f"{evidence['return_mean']['value']:,.0f} [" in listed
+    assert "'Runner' is neither" in fault(capfd, "evaluate", "Runner")
+    (tmp_path / "policies" / "Sprinter" / "card.json").write_text("{}")
+    assert "card.json" in fault(capfd, "policies")

@@ -215,19 +215,16 @@ class Policies:
     """One JSON object on stdout, nothing else."""
 
     def run(self) -> tuple[dict[str, Any], int]:
-        import json
-
-        from kcpr_safety.cards import data_root
-        from kcpr_safety.errors import FileFault
+        from kcpr_safety import api
+        from kcpr_safety.deploy.bundle import CARD_FILE
+        from kcpr_safety.deploy.card import card_from_bytes
         from kcpr_safety.files import read_limited
 
         rows = []
-        for path in sorted((data_root() / "policies").glob("*/card.json")):
-            try:
-                card = json.loads(read_limited(path, 2**22))
-            except ValueError as error:
-                raise FileFault(f"{path} is not a bundle's card: {error}") from error
-            rows.append({"name": path.parent.name, "path": str(path.parent), "card": card})
+        for folder in api.shipped_policies():
+            file = folder / CARD_FILE
+            card = card_from_bytes(read_limited(file, 2**22), str(file))
+            rows.append({"name": folder.name, "path": str(folder), "card": card})
         return {"policies": rows}, 0
 
     def show(self, record: dict[str, Any]) -> None:
@@ -236,10 +233,11 @@ class Policies:
             return
         rows = []
         for row in record["policies"]:
-            evidence = row["card"].get("evidence", {})
-            figures = (evidence.get(k) for k in ("return_mean", "punishment_mean", "episodes"))
-            rows.append((row["name"], *figures, row["path"]))
-        show.table("policies", ("name", "return", "punishment", "episodes", "path"), rows)
+            evidence = row["card"]["evidence"]
+            figures = (show.interval(evidence[key]) for key in ("return_mean", "punishment_mean"))
+            rows.append((row["name"], *figures, evidence["episodes"], row["path"]))
+        columns = ("name", "return [95 %]", "punishment (cost)", "episodes", "path")
+        show.table("policies", columns, rows)
 
 
 @dataclass(frozen=True)
@@ -342,8 +340,11 @@ class Doctor:
     def show(self, record: dict[str, Any]) -> None:
         rows = [(c["name"], c["found"], c["state"], c["mend"]) for c in record["checks"]]
         show.table("doctor", ("what", "found", "state", "mend with"), rows)
+        if record["tasks_by_path"]:
+            paths = [f"{count} {path}" for path, count in sorted(record["tasks_by_path"].items())]
+            show.console().print(f"\ntasks by simulator path: {', '.join(paths)}")
         verdict = "training is possible" if record["can_train"] else "training is not possible"
-        show.console().print(f"\n{verdict} here")
+        show.console().print(f"{verdict} here")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ def text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def interval(value: Mapping[str, float]) -> str:
+    """A mean with the range that its episodes cannot rule out."""
+    return f"{text(value['value'])} [{text(value['low'])}, {text(value['high'])}]"
 
 
 def _is_number(cell: str) -> bool:
