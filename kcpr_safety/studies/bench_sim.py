@@ -81,7 +81,7 @@ class _Ours:
         self.clock = _Clock()
         self._resetting = 0.0
         self._begin: Callable[..., Any] = self.world._begin
-        self.world._begin = self._timed_begin
+        self.world._begin = self._timed_begin  # type: ignore[method-assign]
         entries = self.world.contract.action
         self._low = np.array([entry.low for entry in entries])
         self._high = np.array([entry.high for entry in entries])
