@@ -1,6 +1,6 @@
 """How many steps and updates a second are possible here?
 
-    sim      the world alone, random actions, no learning
+    sim      the world alone, beside the official environment and bare physics (`bench_sim`)
     learner  updates alone, on transitions that random actions gave
     loop     training as it is: acting, stepping and learning together, beside the two above
 
@@ -9,7 +9,7 @@ Quiet machines only: any other load is part of what is measured.
 
 import contextlib
 import os
-import platform
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,15 +22,21 @@ import torch
 from kcpr_safety import envs
 from kcpr_safety.agents import Learner, Settings, agent_settings
 from kcpr_safety.agents.continuous import Task
-from kcpr_safety.errors import SettingsError
+from kcpr_safety.errors import SettingsError, UnknownNameError
 from kcpr_safety.replay import Replay
 from kcpr_safety.seeds import training_seeds
+from kcpr_safety.studies.bench_sim import DEFAULT_ENVS, bench_sim
+from kcpr_safety.studies.bench_sim import DEFAULT_TASK as DEFAULT_SIM_TASK
 from kcpr_safety.training.evaluation import single_thread
 from kcpr_safety.training.loop import TrainOptions, train_run
 from kcpr_safety.transition import Batch
 
 BENCHES = ("sim", "learner", "loop")
 
+DEFAULT_TASK = "SafetyHalfCheetahVelocity-v1"
+
+_WINDOWS = 7
+"""The simulators take turns; each gets its seconds in so many parts."""
 _SEED = 0
 _WARM_UP = 20
 """Calls before the clock starts: the first ones allocate."""
@@ -40,11 +46,23 @@ _FOREVER = 10_000_000
 """More environment steps than any bench takes; time ends it."""
 
 
-def run(what: str, task: str, agent: str, num_envs: int | None, seconds: float) -> dict[str, Any]:
-    """Measure for `seconds` (each part); returns figures and what they were measured with."""
+def run(
+    what: str, task: str | None, agent: str, num_envs: int | None, seconds: float
+) -> dict[str, Any]:
+    """Measure each part for `seconds`; returns figures and what they were measured with."""
+    if what not in BENCHES:
+        raise UnknownNameError("bench", what, BENCHES)
     if not 0 < seconds < float("inf"):
         raise SettingsError(f"{seconds} s is no time to measure; give seconds > 0")
-    card = envs.resolve(task)
+    card = envs.resolve(task or (DEFAULT_SIM_TASK if what == "sim" else DEFAULT_TASK))
+    if what == "sim":
+        return bench_sim(
+            card.task,
+            num_envs=num_envs or DEFAULT_ENVS,
+            windows=_WINDOWS,
+            seconds=seconds / _WINDOWS,
+            progress=lambda line: print(f"bench: {line}", file=sys.stderr, flush=True),
+        )
     overrides: dict[str, Any] = {key: item.value for key, item in card.overrides.items()}
     if num_envs is not None:
         overrides["num_envs"] = num_envs
@@ -52,22 +70,21 @@ def run(what: str, task: str, agent: str, num_envs: int | None, seconds: float) 
     world = envs.make_world(card, settings.num_envs, episode_seeds=training_seeds(_SEED))
     figures: dict[str, float] = {}
     with single_thread():
-        if what in ("sim", "loop"):
-            figures["environment_steps_per_s"] = simulation(world, seconds)
-        if what in ("learner", "loop"):
-            figures["learner_updates_per_s"] = learning(world, settings, seconds)
         if what == "loop":
-            figures |= training(task, agent, overrides, seconds)
+            figures["environment_steps_per_s"] = simulation(world, seconds)
+        figures["learner_updates_per_s"] = learning(world, settings, seconds)
+        if what == "loop":
+            figures |= training(card.task, agent, overrides, seconds)
     return {
         **figures,
         "task": card.task,
         "agent": agent,
-        "num_envs": settings.num_envs,
-        "simulator_path": world.path,
+        "envs": settings.num_envs,
+        "path": world.path,
         "batch": settings.batch,
         "updates_per_step": settings.updates_per_step,
         "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "load_average": os.getloadavg()[0],
     }
 
 

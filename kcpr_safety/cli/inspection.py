@@ -1,0 +1,166 @@
+"""Which commands look at what is here: tasks, policies, an environment, this machine?"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from tyro.conf import Positional, arg
+
+from kcpr_safety.cli import show
+from kcpr_safety.cli.options import OPTIONAL, Count
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """List the tasks that can be trained, and by which simulator path."""
+
+    examples: ClassVar[str] = """
+  kcpr-safety tasks            those with a card: described, tested, with tuned numbers
+  kcpr-safety tasks --all      every registered Safety-Gymnasium id (the rest train with defaults)
+"""
+    all: bool = False
+    """Also those without a task card."""
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import envs
+        from kcpr_safety.cards import load_card
+
+        rows = []
+        for row in envs.registered_tasks():
+            if row.has_card or self.all:
+                card = load_card(row.task) if row.has_card else None
+                facts = {"title": card.title, "budget": card.budget} if card else {}
+                rows.append(dataclasses.asdict(row) | facts)
+        return {"tasks": rows}, 0
+
+    def show(self, record: dict[str, Any]) -> None:
+        show.table(
+            "tasks",
+            ("task", "what it is", "budget", "simulator path"),
+            [(r["task"], r.get("title"), r.get("budget"), r["path"]) for r in record["tasks"]],
+        )
+
+
+@dataclass(frozen=True)
+class Policies:
+    """List the policies that came with the package."""
+
+    examples: ClassVar[str] = """
+  kcpr-safety policies
+  kcpr-safety evaluate NAME    judges one of them
+"""
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import api
+        from kcpr_safety.deploy.bundle import CARD_FILE
+        from kcpr_safety.deploy.card import card_from_bytes
+        from kcpr_safety.files import read_limited
+
+        rows = []
+        for folder in api.shipped_policies():
+            file = folder / CARD_FILE
+            card = card_from_bytes(read_limited(file, 2**22), str(file))
+            rows.append({"name": folder.name, "path": str(folder), "card": card})
+        return {"policies": rows}, 0
+
+    def show(self, record: dict[str, Any]) -> None:
+        if not record["policies"]:
+            show.console().print("no policies are shipped with this version")
+            return
+        rows = []
+        for row in record["policies"]:
+            evidence = row["card"]["evidence"]
+            figures = (show.interval(evidence[key]) for key in ("return_mean", "punishment_mean"))
+            rows.append((row["name"], *figures, evidence["episodes"], row["path"]))
+        columns = ("name", "return [95 %]", "punishment (cost)", "episodes", "path")
+        show.table("policies", columns, rows)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Check that an environment keeps its promises: spaces, signs, seeds, ends."""
+
+    examples: ClassVar[str] = """
+  kcpr-safety check SafetyPointGoal1-v0
+  kcpr-safety check my_package:MyRobot-v0    imports my_package first, which registers the id
+"""
+    env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
+    """A registered environment id, with `module:` before it if a module must be imported."""
+    json: bool = False
+    """One JSON object on stdout, nothing else; exit code 1 if a promise is broken."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import envs
+
+        # An id that is unknown here is a mistake in the command, no finding about the environment.
+        envs.resolve(self.env_id)
+        findings = [dataclasses.asdict(finding) for finding in envs.check_environment(self.env_id)]
+        broken = any(finding["severity"] == "error" for finding in findings)
+        return {"env_id": self.env_id, "ok": not broken, "findings": findings}, int(broken)
+
+    def show(self, record: dict[str, Any]) -> None:
+        rows = [(finding["severity"], finding["sentence"]) for finding in record["findings"]]
+        show.table(f"check {self.env_id}", ("", ""), rows)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure steps per second of the simulator, the learner, or the whole training loop."""
+
+    examples: ClassVar[str] = """
+  kcpr-safety bench sim --task SafetyPointGoal1-v0
+  kcpr-safety bench loop --seconds 30
+"""
+    what: Annotated[Positional[str], arg(metavar="{sim,learner,loop}")]
+    """What to measure."""
+    task: Annotated[str | None, arg(metavar="TASK", help_behavior_hint=OPTIONAL)] = None
+    """The task to measure with."""
+    agent: Annotated[str, arg(metavar="{kcpr,sac,sac-lag}")] = "kcpr"
+    """The agent to measure with (learner, loop)."""
+    envs: Count = None
+    """Environments side by side; not given: the default."""
+    seconds: float = 10.0
+    """How long to measure each part [s]."""
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety.studies import bench
+
+        return bench.run(self.what, self.task, self.agent, self.envs, self.seconds), 0
+
+    def show(self, record: dict[str, Any]) -> None:
+        rows: list[tuple[str, object]] = []
+        for key, value in record.items():
+            nested = value.items() if isinstance(value, dict) else [("", value)]
+            rows += [(f"{key} {inner}".strip(), figure) for inner, figure in nested]
+        show.table(f"bench {self.what}", ("", ""), rows)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what is installed, what is missing, and the exact command that mends it."""
+
+    examples: ClassVar[str] = "  kcpr-safety doctor    exits 0 when training is possible, else 2"
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety.errors import EXIT_CODE
+        from kcpr_safety.studies import doctor
+
+        record = doctor.examine()
+        return record, 0 if record["can_train"] else EXIT_CODE
+
+    def show(self, record: dict[str, Any]) -> None:
+        rows = [(c["name"], c["found"], c["state"], c["mend"]) for c in record["checks"]]
+        show.table("doctor", ("what", "found", "state", "mend with"), rows)
+        if record["tasks_by_path"]:
+            paths = [f"{count} {path}" for path, count in sorted(record["tasks_by_path"].items())]
+            show.console().print(f"\ntasks by simulator path: {', '.join(paths)}")
+        verdict = "training is possible" if record["can_train"] else "training is not possible"
+        show.console().print(f"{verdict} here")

@@ -1,0 +1,190 @@
+"""Which commands make a policy, judge it and hand it on?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from tyro.conf import Positional, arg
+
+from kcpr_safety.cli import show
+from kcpr_safety.cli.options import Count, File, Folder, Number, Place, ShowsResult
+from kcpr_safety.errors import KcprError
+from kcpr_safety.seeds import FIRST_EVALUATION_SEED
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train, evaluate, export and report a safe policy in about ten minutes."""
+
+    examples: ClassVar[str] = """
+  kcpr-safety demo             leaves runs/demo/ with the run, bundle/, report.html, summary.json
+  kcpr-safety demo --seed 1    the same from another training seed
+"""
+    seed: int = 0
+    """Training seed."""
+    steps: Count = None
+    """Environment steps; not given: the demo's."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/demo")
+    """Where to leave everything; an interrupted demo is resumed, a finished one is kept aside."""
+    json: bool = False
+    """One JSON object on stdout, nothing else (progress goes to stderr)."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety.studies import demo
+
+        return demo.run(self.out, seed=self.seed, steps=self.steps), 0
+
+    def show(self, record: dict[str, Any]) -> None:
+        show.table("demo", ("", ""), show.result_rows(record))
+        show.console().print(f"""
+where to go next
+  open {self.out}/report.html
+  kcpr-safety evaluate {self.out} --episodes 100
+  kcpr-safety evaluate {self.out} --video episode.gif
+  python -c "from kcpr_safety import load_policy; print(load_policy('{self.out}/bundle'))"
+  kcpr-safety tasks""")
+
+
+@dataclass(frozen=True)
+class Train(ShowsResult):
+    """Train a policy on a task and keep it in a run folder.
+
+    Shows steps per second, return, punishment (cost) against the budget, and how far predicted
+    and measured punishment agree. Ctrl-C saves and says how to resume.
+    """
+
+    examples: ClassVar[str] = """
+  kcpr-safety train SafetyPointGoal1-v0
+  kcpr-safety train SafetyPointGoal1-v0 --agent sac-lag --seed 1 --out runs/baseline
+  kcpr-safety train SafetyAntVelocity-v1 --steps 500_000 --budget 10
+  kcpr-safety train SafetyCarGoal1-v0 --init runs/SafetyPointGoal1-v0-kcpr-seed0
+"""
+    task: Annotated[Positional[str], arg(metavar="TASK")]
+    """Name of a task card, or any registered Safety-Gymnasium id (see: kcpr-safety tasks --all)."""
+    agent: Annotated[str, arg(metavar="{kcpr,sac,sac-lag}")] = "kcpr"
+    """kcpr couples a reward and a punishment policy; sac ignores punishment; sac-lag weighs it."""
+    steps: Count = None
+    """Environment steps in all; not given: the default."""
+    seed: int = 0
+    """Training seed."""
+    budget: Number = None
+    """Allowed punishment (cost) per episode; not given: the task card's."""
+    out: Folder = None
+    """Run folder to make; not given: a free name under runs/."""
+    envs: Count = None
+    """Environments side by side; not given: the default."""
+    init: Place = None
+    """Start from the weights of this run or bundle."""
+    device: str = "cpu"
+    """Where to learn: cpu, cuda, cuda:1 ..."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard into the run folder."""
+    json: bool = False
+    """One JSON object on stdout, nothing else (progress goes to stderr)."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import api
+
+        result = api.train(
+            self.task,
+            agent=self.agent,
+            steps=self.steps,
+            seed=self.seed,
+            budget=self.budget,
+            out=self.out,
+            num_envs=self.envs,
+            init=self.init,
+            device=self.device,
+            progress=True,
+            tensorboard=self.tensorboard,
+        )
+        return result.record(), 0
+
+
+@dataclass(frozen=True)
+class Resume(ShowsResult):
+    """Continue an interrupted training run where its last checkpoint stands."""
+
+    examples: ClassVar[str] = "  kcpr-safety resume runs/SafetyPointGoal1-v0-kcpr-seed0"
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder that `train` made."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard into the run folder."""
+    json: bool = False
+    """One JSON object on stdout, nothing else (progress goes to stderr)."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import api
+
+        result = api.resume(self.run_folder, progress=True, tensorboard=self.tensorboard)
+        return result.record(), 0
+
+
+@dataclass(frozen=True)
+class Evaluate(ShowsResult):
+    """Judge a policy on full episodes with seeds that training has never seen."""
+
+    examples: ClassVar[str] = """
+  kcpr-safety evaluate runs/demo --episodes 100
+  kcpr-safety evaluate runs/demo/bundle --json
+  kcpr-safety evaluate SafetyHalfCheetahVelocity-v1 --video episode.gif
+"""
+    path: Annotated[Positional[str], arg(metavar="RUN|BUNDLE")]
+    """A run folder, a bundle, or the name of a shipped policy (see: kcpr-safety policies)."""
+    episodes: int = 50
+    """Full episodes, deterministic policy."""
+    eval_seed: int = FIRST_EVALUATION_SEED
+    """Seed of the first episode; the others follow one by one."""
+    video: File = None
+    """Also film the first episode, as .gif (or .mp4 where imageio-ffmpeg is installed)."""
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import api
+
+        result = api.evaluate(
+            self.path, episodes=self.episodes, eval_seed=self.eval_seed, video=self.video
+        )
+        return result.record(), 0
+
+
+@dataclass(frozen=True)
+class Export(ShowsResult):
+    """Write a run's policy as a bundle that a robot can load with torch alone."""
+
+    examples: ClassVar[str] = "  kcpr-safety export runs/demo --out my-policy"
+    run_folder: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run folder; evaluate it first, for a bundle carries its evidence."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder to write the bundle to."""
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import api
+
+        return api.export(self.run_folder, self.out).record(), 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one self-contained HTML page about one or more runs."""
+
+    examples: ClassVar[str] = "  kcpr-safety report runs/a runs/b --out report"
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")]
+    """Run folders."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder to write the page to."""
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety import api
+
+        if not self.runs:
+            raise KcprError("name at least one run folder (help: kcpr-safety report --help)")
+        return {"path": str(api.report(self.runs, self.out)), "runs": list(self.runs)}, 0
+
+    def show(self, record: dict[str, Any]) -> None:
+        show.console().print(f"report: {record['path']}")

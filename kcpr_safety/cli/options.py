@@ -1,0 +1,44 @@
+"""What do all commands have in common?
+
+Each is a frozen dataclass: its fields are its options (tyro reads names, types, defaults and the
+docstrings below them), `examples` closes its help, and `run` calls the Python API and returns what
+`--json` prints. Heavy imports wait until a command runs, so that help is instant.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol
+
+from tyro.conf import arg
+
+from kcpr_safety.cli import show
+
+OPTIONAL = "(optional)"
+Count = Annotated[int | None, arg(metavar="INT", help_behavior_hint=OPTIONAL)]
+Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=OPTIONAL)]
+Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint=OPTIONAL)]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=OPTIONAL)]
+Place = Annotated[str | None, arg(metavar="RUN|BUNDLE", help_behavior_hint=OPTIONAL)]
+
+
+class Command(Protocol):
+    """What `main` needs of a command."""
+
+    examples: ClassVar[str]
+
+    @property
+    def json(self) -> bool: ...
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        """The record that `--json` prints, and the exit code."""
+        ...
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Print the record for a person."""
+        ...
+
+
+class ShowsResult:
+    """Commands whose record is one result of the API."""
+
+    def show(self, record: dict[str, Any]) -> None:
+        show.table(type(self).__name__.lower(), ("", ""), show.result_rows(record))
