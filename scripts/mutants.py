@@ -1,0 +1,141 @@
+"""Would the tests notice? Break one thing at a time on purpose and see them fail.
+
+    python scripts/mutants.py            every mutation below, in a copy of the repository
+    python scripts/mutants.py excess     those whose name contains the word
+
+Each mutation replaces one piece of source that must occur exactly once, and runs the tests that are
+responsible for it. Exit code 1 if any mutation survives.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "sign of the punishment in its target",
+        "kcpr_safety/ops/bellman.py",
+        "return (punishment + discount * (next_q.amax(0) + regularisation)).clamp_min(0.0)",
+        "return (-punishment + discount * (next_q.amax(0) + regularisation)).clamp_min(0.0)",
+        "tests/test_agents.py",
+    ),
+    Mutation(
+        "sign of the punishment in its actor",
+        "kcpr_safety/ops/losses.py",
+        "return (entropy * log_prob + q.amax(0) + k * kl).mean()",
+        "return (entropy * log_prob - q.amax(0) + k * kl).mean()",
+        "tests/test_agents.py",
+    ),
+    Mutation(
+        "softening",
+        "kcpr_safety/ops/gaussian.py",
+        "per_dim = softening * (log_ratio.exp() + distance)",
+        "per_dim = (log_ratio.exp() + distance)",
+        "tests/test_ops_gaussian.py",
+    ),
+    Mutation(
+        "excess term",
+        "kcpr_safety/agents/continuous.py",
+        "regularisation += k * (self._coupling_kl(policies) - agreement)",
+        "regularisation += k * self._coupling_kl(policies)",
+        "tests/test_agents.py",
+    ),
+    Mutation(
+        "tanh correction",
+        "kcpr_safety/ops/gaussian.py",
+        "return (base - correction).sum(-1)",
+        "return base.sum(-1)",
+        "tests/test_ops_gaussian.py",
+    ),
+    Mutation(
+        "truncation bootstrap",
+        "kcpr_safety/training/loop.py",
+        "continues=1.0 - _tensor(terminated),",
+        "continues=1.0 - _tensor(terminated | truncated),",
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "discount after termination",
+        "kcpr_safety/agents/continuous.py",
+        "discount = settings.gamma * batch.continues",
+        "discount = settings.gamma * torch.ones_like(batch.continues)",
+        "tests/test_agents.py",
+    ),
+    Mutation(
+        "true last observation",
+        "kcpr_safety/training/loop.py",
+        'next_obs=_tensor(infos["final_obs"]),',
+        "next_obs=_tensor(next_obs),",
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "action scaling in the controller",
+        "kcpr_safety/controller.py",
+        "action = self.low + (torch.tanh(mean) + 1.0) / 2.0 * self.span",
+        "action = self.low + torch.tanh(mean) * self.span",
+        "tests/test_controller.py",
+    ),
+    Mutation(
+        "companion: the reward policy no longer feels it",
+        "kcpr_safety/agents/continuous.py",
+        "log_prob[0], q[REWARD], kl[0], float(tau[0]), float(k[0])",
+        "log_prob[0], q[REWARD], kl[0], float(tau[0]), 0.0",
+        "tests/test_agents.py",
+    ),
+    Mutation(
+        "punishment value of the wrong policy",
+        "kcpr_safety/agents/continuous.py",
+        "pre_tanh = torch.stack([drawn[0], drawn[-1], policies.mean[0]])",
+        "pre_tanh = torch.stack([drawn[0], drawn[0], policies.mean[0]])",
+        "tests/test_agents.py",
+    ),
+)
+
+
+def survives(mutation: Mutation) -> bool:
+    """Whether the responsible tests still pass with the mutation in place."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".*", "runs", "__pycache__", "build", "dist")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        target = copy / mutation.file
+        source = target.read_text(encoding="utf-8")
+        if source.count(mutation.old) != 1:
+            sys.exit(f"{mutation.name}: its piece of {mutation.file} is not there exactly once")
+        target.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", mutation.tests]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        # 0: all passed; 1: a test failed; anything else: the tests did not run.
+        if done.returncode not in (0, 1):
+            sys.exit(f"{mutation.name}: the tests did not run\n{done.stdout}{done.stderr}")
+        return done.returncode == 0
+
+
+def main() -> int:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    survivors = 0
+    for mutation in MUTATIONS:
+        if wanted in mutation.name:
+            alive = survives(mutation)
+            survivors += alive
+            print(f"{'SURVIVES' if alive else 'noticed '}  {mutation.name}", flush=True)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
