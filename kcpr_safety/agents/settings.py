@@ -36,7 +36,7 @@ class Settings:
     """The controller's floor: a weight that fell to nothing takes too long to come back."""
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
-    m_rate: float = 5e-5
+    m_rate: float = 2.5e-5
     """Integral rate: e-folds of m per environment step, at a full error."""
     m_gain: float = 0.3
     """Proportional gain: e-folds of m at a full error."""
