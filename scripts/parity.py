@@ -8,8 +8,9 @@ the two can be compared:
     .venv/bin/python scripts/parity.py record new.npz
     .venv/bin/python scripts/parity.py compare old.npz new.npz
 
-Recorded for every task: first observations and physical states of eight seeds, three traces of 200
-steps, and return and cost of 48 episodes of 250 steps; actions are the same smooth noise for both.
+Recorded for every task: first observations and positions (qpos) of eight seeds, positions along
+three traces of 500 steps, and return and cost of 48 episodes of 250 steps; actions are the same
+smooth noise for both.
 """
 
 import sys
@@ -34,7 +35,7 @@ TASKS = (
     "SafetyAntGoal1-v0",
 )
 SEEDS = 8
-TRACES, TRACE_STEPS = 3, 200
+TRACES, TRACE_STEPS = 3, 500
 EPISODES, EPISODE_STEPS = 48, 250
 SAME = 1e-9
 
@@ -90,8 +91,8 @@ def record(path):
             env.reset(seed=seed)
             rows = []
             for action in actions(env.action_space, seed, TRACE_STEPS):
-                obs, reward, cost, terminated, truncated, _ = env.step(action)
-                rows.append(np.concatenate([obs, [reward, cost]]))
+                *_, terminated, truncated, _ = env.step(action)
+                rows.append(qpos(env))
                 if terminated or truncated:
                     break
             store[f"{task}/trace{seed}"] = np.array(rows)
@@ -118,29 +119,31 @@ def differs(old, new):
     return 0.0 if error == 0 else gap.mean() / error
 
 
+def gap(old, new):
+    """The largest difference, in words; rounding of the last digit is none."""
+    size = np.abs(old - new).max()
+    return "equal" if size < 1e-13 else f"{size:.0e}"
+
+
 def compare(old_path, new_path):
     old, new = np.load(old_path), np.load(new_path)
     print(
-        f"| task | first states | same to {SAME:g} for | return, old / new | s.e. | cost | s.e. |"
+        f"| task | first positions | first observation | positions same to {SAME:g} for "
+        "| return, old / new | s.e. | cost, old / new | s.e. |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for task in TASKS:
-        first = max(
-            np.abs(old[f"{task}/{part}"] - new[f"{task}/{part}"]).max()
-            for part in ("first_obs", "first_qpos")
-        )
-        lengths = []
+        first = [gap(old[f"{task}/{k}"], new[f"{task}/{k}"]) for k in ("first_qpos", "first_obs")]
+        kept, whole = [], True
         for seed in range(TRACES):
             a, b = old[f"{task}/trace{seed}"], new[f"{task}/trace{seed}"]
             steps = min(len(a), len(b))
             apart = np.abs(a[:steps] - b[:steps]).max(axis=1) > SAME
-            lengths.append(int(np.argmax(apart)) if apart.any() else steps)
-        whole = [min(len(old[f"{task}/trace{s}"]), TRACE_STEPS) for s in range(TRACES)]
-        kept = "whole traces" if lengths == whole else f"{min(lengths)} steps"
+            kept.append(int(np.argmax(apart)) if apart.any() else steps)
+            whole = whole and len(a) == len(b) and not apart.any()
         a, b = old[f"{task}/sums"], new[f"{task}/sums"]
-        equal = "equal" if first == 0 else f"{first:.0e}"
         print(
-            f"| {task} | {equal} | {kept} "
+            f"| {task} | {' | '.join(first)} | {'whole traces' if whole else f'{min(kept)} steps'} "
             f"| {a[:, 0].mean():.3f} / {b[:, 0].mean():.3f} | {differs(a[:, 0], b[:, 0]):+.1f} "
             f"| {a[:, 1].mean():.2f} / {b[:, 1].mean():.2f} | {differs(a[:, 1], b[:, 1]):+.1f} |"
         )

@@ -33,12 +33,18 @@ from kcpr_safety.seeds import EpisodeSeeds
 Array = np.ndarray
 
 KNOWN = re.compile(r"Safety(Point|Car|Ant|Racecar|Doggo)(Goal|Button|Push|Circle)[012]-v0")
+OLDEST_MUJOCO = (3, 3, 6)
+_VERSION = tuple(int(part) for part in mujoco.__version__.split(".")[:3] if part.isdigit())
 _NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
 
 def is_known(task: str) -> bool:
-    """Is this one of the tasks whose every number this file knows?"""
-    return KNOWN.fullmatch(task) is not None
+    """Is this one of the tasks whose every number this file knows, on this MuJoCo?
+
+    Before 3.3.6 every `mj_forward` moved the point that the next solution starts from, and the
+    official environment calls it three times a step: there, only the official code is exact.
+    """
+    return KNOWN.fullmatch(task) is not None and _VERSION >= OLDEST_MUJOCO
 
 
 class NavigationWorld(World):
@@ -49,11 +55,18 @@ class NavigationWorld(World):
     def __init__(
         self, card: TaskCard, num_envs: int, episode_seeds: EpisodeSeeds, threads: int
     ) -> None:
-        made = [make_plain(card.task) for _ in range(max(num_envs, 1))]
-        self._builders = [builder for builder, _ in made]
+        first_builder, limit = make_plain(card.task)
+        super().__init__(describe(card, first_builder, limit), num_envs, episode_seeds)
+        self._builders = [first_builder]
+        for _ in range(num_envs - 1):
+            builder, _ = make_plain(card.task)
+            # Until its first episode an agent holds a model of its own, up to 20 MB: one will do.
+            builder.task.agent.set_engine(first_builder.task.agent.engine)
+            self._builders.append(builder)
         self._tasks = [builder.task for builder in self._builders]
-        super().__init__(describe(card, self._builders[0], made[0][1]), num_envs, episode_seeds)
         self._crew = Crew(min(threads, num_envs))
+        for task in self._tasks:
+            task.only_physics = True
         # Any episode will do to learn the shapes; the first reset draws the ones that count.
         first = self._tasks[0]
         _new_episode(self._builders[0], 0)
