@@ -22,6 +22,15 @@ _SENSOR_UNITS = {
     "jointvel": "rad/s",
     "ballangvel": "rad/s",
 }
+# As plain numbers: MuJoCo 4's enumerations no longer equal a model's own integers in every order.
+_FREE, _BALL, _SLIDE = (
+    int(kind)
+    for kind in (
+        mujoco.mjtJoint.mjJNT_FREE,
+        mujoco.mjtJoint.mjJNT_BALL,
+        mujoco.mjtJoint.mjJNT_SLIDE,
+    )
+)
 _INERTIA = ("xx", "yy", "zz", "xy", "xz", "yz")
 _XYZ = ("x", "y", "z")
 _WXYZ = ("w", "x", "y", "z")
@@ -87,7 +96,7 @@ def action_entries(model: Any) -> tuple[Entry, ...]:
     for i in range(model.nu):
         low, high = (float(bound) for bound in model.actuator_ctrlrange[i])
         named = model.actuator(i).name or model.joint(int(model.actuator_trnid[i, 0])).name
-        servo = model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_AFFINE
+        servo = int(model.actuator_biastype[i]) == int(mujoco.mjtBias.mjBIAS_AFFINE)
         holds_position = servo and bool(model.actuator_biasprm[i, 1])
         unit = "rad" if holds_position else "rad/s" if servo else "1"
         entries.append(Entry(named, unit, low, high))
@@ -105,13 +114,13 @@ def numbered_entries(space: gymnasium.spaces.Box, stem: str) -> tuple[Entry, ...
 
 def _positions(model: Any) -> Iterator[Entry]:
     for i in range(model.njnt):
-        name, kind = model.joint(i).name, model.jnt_type[i]
-        if kind == mujoco.mjtJoint.mjJNT_FREE:
+        name, kind = model.joint(i).name, int(model.jnt_type[i])
+        if kind == _FREE:
             yield from (Entry(f"{name}_position_{k}", "m") for k in _XYZ)
             yield from (Entry(f"{name}_quaternion_{k}", "1") for k in _WXYZ)
-        elif kind == mujoco.mjtJoint.mjJNT_BALL:
+        elif kind == _BALL:
             yield from (Entry(f"{name}_quaternion_{k}", "1") for k in _WXYZ)
-        elif kind == mujoco.mjtJoint.mjJNT_SLIDE:
+        elif kind == _SLIDE:
             yield Entry(f"{name}_position", "m")
         else:
             yield Entry(f"{name}_angle", "rad")
@@ -119,12 +128,12 @@ def _positions(model: Any) -> Iterator[Entry]:
 
 def _velocities(model: Any) -> Iterator[Entry]:
     for i in range(model.njnt):
-        name, kind = model.joint(i).name, model.jnt_type[i]
-        if kind == mujoco.mjtJoint.mjJNT_FREE:
+        name, kind = model.joint(i).name, int(model.jnt_type[i])
+        if kind == _FREE:
             yield from (Entry(f"{name}_velocity_{k}", "m/s") for k in _XYZ)
-        if kind in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL):
+        if kind in (_FREE, _BALL):
             yield from (Entry(f"{name}_rotation_rate_{k}", "rad/s") for k in _XYZ)
-        elif kind == mujoco.mjtJoint.mjJNT_SLIDE:
+        elif kind == _SLIDE:
             yield Entry(f"{name}_velocity", "m/s")
         else:
             yield Entry(f"{name}_rate", "rad/s")

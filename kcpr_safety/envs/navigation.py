@@ -55,6 +55,7 @@ class NavigationWorld(World):
     def __init__(
         self, card: TaskCard, num_envs: int, episode_seeds: EpisodeSeeds, threads: int
     ) -> None:
+        self._crew = Crew(min(threads, max(num_envs, 1)))
         first_builder, limit = make_plain(card.task)
         super().__init__(describe(card, first_builder, limit), num_envs, episode_seeds)
         self._builders = [first_builder]
@@ -64,7 +65,6 @@ class NavigationWorld(World):
             builder.task.agent.set_engine(first_builder.task.agent.engine)
             self._builders.append(builder)
         self._tasks = [builder.task for builder in self._builders]
-        self._crew = Crew(min(threads, num_envs))
         for task in self._tasks:
             task.only_physics = True
         # Any episode will do to learn the shapes; the first reset draws the ones that count.
@@ -86,7 +86,7 @@ class NavigationWorld(World):
         self._agent = int(model.body("agent").id)
         self._root = int(model.body_rootid[self._agent])
         self._gremlins = getattr(first, "gremlins", None)
-        self._euler = model.opt.integrator == mujoco.mjtIntegrator.mjINT_EULER
+        self._euler = int(model.opt.integrator) == int(mujoco.mjtIntegrator.mjINT_EULER)
         self._has_buttons = hasattr(first, "buttons")
         self._button_lidar = self.slices.get("buttons_lidar", slice(0))
         self._speaking = int(model.opt.disableflags)

@@ -86,6 +86,7 @@ class OfficialWorld(World):
     """Any environment, as its authors step it, one after the other."""
 
     def __init__(self, card: TaskCard, num_envs: int, episode_seeds: EpisodeSeeds) -> None:
+        self._envs: list[Any] = []  # first of all, as closing needs it even where building fails
         made = [make_plain(card.task) for _ in range(max(num_envs, 1))]
         self._envs = [env for env, _ in made]
         first, limit = made[0]

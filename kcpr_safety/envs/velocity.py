@@ -91,12 +91,12 @@ class VelocityWorld(World):
     def __init__(
         self, card: TaskCard, body: Body, num_envs: int, episode_seeds: EpisodeSeeds, threads: int
     ) -> None:
+        self._crew = Crew(min(threads, max(num_envs, 1)))
         made = [make_plain(card.task) for _ in range(max(num_envs, 1))]
         self._envs = [env for env, _ in made]
         first, limit = made[0]
         super().__init__(describe(card, first, limit), num_envs, episode_seeds)
         self._body = body
-        self._crew = Crew(min(threads, num_envs))
         # One model for all simulations: nothing writes to it, and it stays in the cores' caches.
         self._model = first.model
         self._datas = [env.data for env in self._envs]
