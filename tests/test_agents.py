@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_update import plain_gradient
 
 from kcpr_safety.agents import AGENTS, Learner, Settings, agent_settings
 from kcpr_safety.agents.budget import BudgetController
-from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD, Task
+from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD, Heads, Task
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.errors import SettingsError, TrainingFault, UnknownNameError
-from kcpr_safety.networks import split
+from kcpr_safety.ops import gaussian
 from kcpr_safety.transition import Batch
 
 TASK = Task(obs_size=3, action_size=2, budget=25.0, time_limit=1000)
@@ -44,10 +46,19 @@ def member(learner: Learner, module: int) -> torch.Tensor:
     return torch.cat([part[module].flatten() for layer in learner.actor.layers() for part in layer])
 
 
+def heads(learner: Learner, obs: torch.Tensor) -> Heads:
+    return learner._heads(learner.actor(learner._rows(learner._normalise(obs), learner.actor)))
+
+
 def targets(learner: Learner, batch: Batch, noise_seed: int = 5) -> torch.Tensor:
     generator = torch.Generator().manual_seed(noise_seed)
     noise = torch.randn(learner.actor.members, batch.obs.shape[0], 2, generator=generator)
-    return learner._targets(batch, learner._normalise(batch.next_obs), noise)
+    there = heads(learner, batch.next_obs)
+    drawn = there.mean + there.std * noise
+    log_prob = gaussian.tanh_log_prob(drawn, there.log_std, noise)
+    return learner._targets(
+        batch, learner._normalise(batch.next_obs), torch.tanh(drawn), log_prob, there
+    )
 
 
 def agree(learner: Learner) -> None:
@@ -66,7 +77,7 @@ def test_the_companion_shapes_what_the_reward_policy_learns() -> None:
         frozen.update(draw_batch(step))
         with torch.no_grad():
             place = 0
-            for layer in split(frozen.actor.flat.detach(), 2, frozen.actor.sizes):
+            for layer in frozen.actor.layers():
                 for part in layer:
                     part[1].copy_(start[place : place + part[1].numel()].view_as(part[1]))
                     place += part[1].numel()
@@ -78,8 +89,8 @@ def test_each_backup_contains_its_kl() -> None:
     """Where the policies differ, k changes both soft values; where they agree, neither."""
     batch = draw_batch(1)
     weak, strong = make(), make(replace(SMALL, coupling=2.0, companion_coupling=2.0))
-    for name in ("actor", "critic", "target"):
-        getattr(strong, name).flat.data.copy_(getattr(weak, name).flat)
+    strong.parameters.copy_(weak.parameters)
+    strong.target.flat.copy_(weak.target.flat)
     for learner in (weak, strong):
         learner.actor.layers()[-1][1][1].fill_(1.0)
     low, high = targets(weak, batch), targets(strong, batch)
@@ -124,8 +135,7 @@ def test_punishment_is_worse_when_larger() -> None:
         punishment = (action[:, 0] > 0).float()
         zero = torch.zeros(256)
         learner.update(Batch(obs, action, zero, punishment, zero, obs))
-    policies = learner._policies(learner.actor, learner._normalise(obs[:1]))
-    reward_mean, companion_mean = policies.mean[:, 0, 0].tolist()
+    reward_mean, companion_mean = heads(learner, obs[:1]).mean[:, 0, 0].tolist()
     assert reward_mean < -0.1
     assert companion_mean < reward_mean
 
@@ -133,12 +143,12 @@ def test_punishment_is_worse_when_larger() -> None:
 @pytest.mark.parametrize("agent", sorted(AGENTS))
 def test_every_agent_updates_and_stays_finite(agent: str) -> None:
     learner = make(agent_settings(agent, {"width": 16, "batch": 32}))
-    before = {name: tensor.clone() for name, tensor in learner.state().items()}
+    before = {name: tensor.clone() for name, tensor in snapshot(learner).items()}
     for step in range(3):
         metrics = learner.update(draw_batch(step))
     assert all(torch.isfinite(value) for value in metrics.values())
-    for name in ("actor", "critic", "target"):
-        assert not torch.equal(before[name], learner.state()[name])
+    for name in ("parameters", "target"):
+        assert not torch.equal(before[name], snapshot(learner)[name])
 
 
 def test_the_baselines_have_no_companion_and_weigh_punishment_as_their_names_say() -> None:
@@ -159,6 +169,37 @@ def test_lambda_is_what_the_coupling_implies() -> None:
     assert learner.weight == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
+    """Gradients by hand in float32 against automatic differentiation in float64."""
+    learner = make(agent_settings(agent, {"width": 16, "layer_norm": layer_norm}))
+    for step in range(20):  # away from the initial agreement of the two policies
+        learner.update(draw_batch(step))
+    batch = draw_batch(100)
+    expected = plain_gradient(learner, batch)
+    learner.update(batch)
+    torch.testing.assert_close(learner.gradient.double(), expected, atol=2e-6, rtol=2e-4)
+
+
+def test_the_step_is_adams() -> None:
+    learner = make()
+    parameters = learner.parameters.clone().requires_grad_()
+    reference = torch.optim.Adam([parameters], lr=learner.settings.learning_rate)
+    for step in range(5):
+        learner.update(draw_batch(step))
+        parameters.grad = learner.gradient.clone()
+        reference.step()
+    torch.testing.assert_close(learner.parameters, parameters.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_the_targets_follow_slowly() -> None:
+    learner = make(replace(SMALL, target_rate=0.25))
+    before = learner.target.flat.clone()
+    learner.update(draw_batch(0))
+    torch.testing.assert_close(learner.target.flat, 0.75 * before + 0.25 * learner.critic.flat)
+
+
 def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
     first = make()
     for step in range(3):
@@ -166,33 +207,33 @@ def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
         first.finished([40.0])
         first.controller.advance(100)
     second = make(seed=7)
-    second.load_state({name: value.clone() for name, value in first.state().items()})
+    restore(second, {name: value.clone() for name, value in snapshot(first).items()})
     for step in range(3, 6):
         first.update(draw_batch(step))
         second.update(draw_batch(step))
-    for name, value in first.state().items():
-        assert torch.equal(value, second.state()[name]), name
+    for name, value in snapshot(first).items():
+        assert torch.equal(value, snapshot(second)[name]), name
 
 
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
-    state = make(replace(SMALL, width=8)).state()
+    saved = snapshot(make(replace(SMALL, width=8)))
     with pytest.raises(TrainingFault, match="does not fit"):
-        make().load_state(state)
+        restore(make(), saved)
 
 
 def test_a_warm_start_acts_like_the_policy_that_it_starts_from() -> None:
     first, second = make(), make(seed=3)
     first.update(draw_batch(0))
-    second.warm_start(first.policy_tensors())
+    warm_start(second, policy_tensors(first))
     obs = draw_batch(4).obs
     torch.testing.assert_close(
-        second._policies(second.actor, second._normalise(obs)).mean,
-        first._policies(first.actor, first._normalise(obs)).mean,
+        heads(second, obs).mean,
+        heads(first, obs).mean,
         atol=1e-4,
         rtol=1e-4,
     )
     with pytest.raises(TrainingFault, match="cannot start"):
-        make(replace(SMALL, width=8)).warm_start(first.policy_tensors())
+        warm_start(make(replace(SMALL, width=8)), policy_tensors(first))
 
 
 def test_the_controller_raises_m_over_budget_and_stops_at_its_bounds() -> None:
@@ -242,6 +283,7 @@ def test_the_return_scale_forgets_at_the_end_of_an_episode() -> None:
         ("kcpr", {"softening": 1.0}, SettingsError),
         ("kcpr", {"gamma": float("nan")}, SettingsError),
         ("kcpr", {"m_start": 100.0}, SettingsError),
+        ("kcpr", {"lagrangian": 1.0}, SettingsError),
     ],
 )
 def test_wrong_names_and_numbers_are_refused(

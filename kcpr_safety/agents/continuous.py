@@ -1,9 +1,15 @@
 """How do two KL-coupled tanh-Gaussian policies learn from both streams (KCPR)?
 
 Two actors (member 0: reward module, 1: punishment module) and six critics (twins of Q_R, Q_P and
-of the evaluation critic Q_C) are one stack each. One update draws the targets of `ops.bellman`,
-takes an Adam step on all critics, one on both actors (`ops.losses`), one on the entropy
-temperature, and moves the target critics. SAC and SAC-Lag are the same code with one actor, k = 0.
+of the evaluation critic Q_C) are one stack each, over one flat parameter buffer. One update
+computes the targets of `ops.bellman`, the gradients of all critics and of both actors
+(`ops.gradients`, through the critics as they were), takes one Adam step on everything, and moves
+the entropy temperature and the target critics. SAC and SAC-Lag are the same code with one actor
+and k = 0.
+
+Speed lives here and in `networks`: no graph is recorded, every product is batched over members,
+and the rows of s and s' pass the actors together. `tests/plain_update.py` is the same update in
+plain automatic differentiation; the tests hold the two together.
 
 The companion is expressed in the reward policy's own coordinates,
 
@@ -18,22 +24,23 @@ Source: KCPR in arXiv:2606.28152; this continuous form is the project's own.
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.optim.adam import adam
 
-from kcpr_safety.agents.budget import WINDOW, BudgetController
+from kcpr_safety.agents.budget import BudgetController
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
 from kcpr_safety.agents.settings import Settings
 from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
-from kcpr_safety.errors import TrainingFault
-from kcpr_safety.networks import Stack
-from kcpr_safety.ops import bellman, gaussian, losses
+from kcpr_safety.networks import Stack, parameter_count
+from kcpr_safety.ops import bellman, gaussian, gradients, losses
+from kcpr_safety.ops.gradients import Companion
 from kcpr_safety.transition import Batch
 
+CRITICS = 6
 REWARD, PUNISHMENT, EVALUATION = slice(0, 2), slice(2, 4), slice(4, 6)
 """Members of the critic stack: twins per value."""
 
@@ -41,11 +48,16 @@ _OBS_DEVIATION_FLOOR = 1e-2
 """An entry that hardly varies is not blown up by more than the inverse of this."""
 
 
-class Policies(NamedTuple):
-    """Pre-tanh Gaussians of the modules; member 1 is there only in a coupled agent."""
+class Heads(NamedTuple):
+    """What the actors' last layer says about a batch: pre-tanh Gaussians of each module."""
 
     mean: Float[Tensor, "modules batch action"]
     log_std: Float[Tensor, "modules batch action"]
+    std: Float[Tensor, "modules batch action"]
+    slope: Float[Tensor, "modules batch action"]
+    """Derivative of the bounded log deviation (or log ratio) by the raw output."""
+    companion: Companion | None
+    """None in an agent without coupling, whose only module is the reward module."""
 
 
 class Task(NamedTuple):
@@ -60,7 +72,7 @@ class Task(NamedTuple):
 
 
 class Learner:
-    """One agent's networks, optimisers, normalisers and budget controller."""
+    """One agent's networks, optimiser, normalisers and budget controller."""
 
     def __init__(self, settings: Settings, task: Task, num_envs: int, seed: int) -> None:
         self.settings, self.task = settings, task
@@ -68,21 +80,28 @@ class Learner:
         hidden = [settings.width] * settings.depth
         actor_sizes = [task.obs_size, *hidden, 2 * task.action_size]
         critic_sizes = [task.obs_size + task.action_size, *hidden, 1]
-        self.actor = Stack.create(
-            2 if settings.coupled else 1, actor_sizes, self.generator, last_scale=0.1
+        actors = 2 if settings.coupled else 1
+        cut = parameter_count(actors, actor_sizes)
+        self.parameters = torch.empty(cut + parameter_count(CRITICS, critic_sizes))
+        """Actors first, then critics: what the optimiser sees."""
+        self.gradient = torch.zeros_like(self.parameters)
+        self.adam = tuple(torch.zeros_like(self.parameters) for _ in range(2))
+        """First and second moments of the gradient."""
+        self.actor = Stack(actors, actor_sizes, flat=self.parameters[:cut])
+        self.critic = Stack(
+            CRITICS, critic_sizes, layer_norm=settings.layer_norm, flat=self.parameters[cut:]
         )
-        self.critic = Stack.create(6, critic_sizes, self.generator, layer_norm=settings.layer_norm)
+        self.actor.initialise(self.generator, last_scale=0.1)
+        self.critic.initialise(self.generator)
         self.target = self.critic.twin()
-        self.actor_optimiser, self.critic_optimiser = (
-            torch.optim.Adam([stack.flat], lr=settings.learning_rate, fused=True)
-            for stack in (self.actor, self.critic)
-        )
+        ranges = torch.tensor([LOG_STD_RANGE, gaussian.LOG_RATIO_RANGE])[:actors]
+        self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
         self.log_tau = math.log(0.1)
         self.controller = BudgetController(settings, task.budget)
         self.obs_moments = Moments(task.obs_size)
         self.return_scale = ReturnScale(num_envs, settings.gamma)
         self.updates = 0
-        self._refresh_normaliser()
+        self.refresh_normaliser()
 
     # ------------------------------------------------------------------------------ experience
 
@@ -90,115 +109,160 @@ class Learner:
         """Take note of one step of all environments: normalisers and controller move."""
         self.obs_moments.add(batch.obs)
         self.return_scale.add(batch.reward, ended)
-        self._refresh_normaliser()
+        self.refresh_normaliser()
 
     def finished(self, punishments: list[float]) -> None:
         """Take note of episodes that ended."""
         self.controller.finished(punishments)
 
-    @torch.no_grad()
     def act(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs action"]:
         """Exploring actions in [-1, 1], drawn from the reward module."""
-        policies = self._policies(self.actor, self._normalise(obs))
-        noise = torch.randn(policies.mean.shape[1:], generator=self.generator)
-        return torch.tanh(gaussian.sample(policies.mean[0], policies.log_std[0], noise))
+        heads = self._heads(self.actor(self._rows(self._normalise(obs), self.actor)))
+        noise = torch.randn(heads.mean.shape[1:], generator=self.generator)
+        return torch.tanh(gaussian.sample(heads.mean[0], heads.log_std[0], noise))
 
-    @torch.no_grad()
     def evaluate(
         self, obs: Float[Tensor, "batch obs"], action: Float[Tensor, "batch action"]
     ) -> Float[Tensor, "batch"]:
         """Q_C: predicted discounted punishment of the deployed policy, mean of the twins."""
         inputs = torch.cat([self._normalise(obs), action], dim=-1)
-        q = self.critic.frozen(inputs.expand(self.critic.members, *inputs.shape))[..., 0]
+        q = self.critic(self._rows(inputs, self.critic))[..., 0]
         return q[EVALUATION].mean(0) / self.punishment_scale
 
     # -------------------------------------------------------------------------------- learning
 
+    @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update of everything from B transitions; returns metrics, not yet read out."""
-        settings = self.settings
-        size = (batch.obs.shape[0], self.task.action_size)
-        noise = torch.randn(2, self.actor.members, *size, generator=self.generator)
+        count = batch.obs.shape[0]
         obs, next_obs = self._normalise(batch.obs), self._normalise(batch.next_obs)
-        target = self._targets(batch, next_obs, noise[0])
+        noise = torch.randn(
+            self.actor.members, 2 * count, self.task.action_size, generator=self.generator
+        )
+        out, trace = self.actor.forward(self._rows(torch.cat([obs, next_obs]), self.actor))
+        heads = self._heads(out)
+        drawn = torch.addcmul(heads.mean, heads.std, noise)
+        log_prob = gaussian.tanh_log_prob(drawn, heads.log_std, noise)
+        action = torch.tanh(drawn)
 
+        target = self._targets(
+            batch, next_obs, action[:, count:], log_prob[:, count:], _rows(heads, count)
+        )
         inputs = torch.cat([obs, batch.action], dim=-1)
-        q = self.critic(inputs.expand(self.critic.members, *inputs.shape))[..., 0]
-        critic_loss = bellman.critic_loss(q, target)
-        self.critic.flat.grad = None
-        critic_loss.backward()  # type: ignore[no-untyped-call]
-        self.critic_optimiser.step()
-
-        actor_loss, metrics = self._actor_loss(obs, noise[1])
-        self.actor.flat.grad = None
-        actor_loss.backward()  # type: ignore[no-untyped-call]
-        self.actor_optimiser.step()
-
-        self._tune_temperature(metrics["entropy"])
-        self.target.flat.lerp_(self.critic.flat.detach(), settings.target_rate)
-        self.updates += 1
-        per_episode = self.task.time_limit * (1.0 - settings.gamma) / self.punishment_scale
-        return metrics | {
-            "critic_loss": critic_loss.detach(),
-            "reward_q": q[REWARD].detach().mean(),
-            "punishment_q": q[PUNISHMENT].detach().mean(),
-            "predicted_punishment": q[EVALUATION].detach().mean() * per_episode,
+        q, critic_trace = self.critic.forward(self._rows(inputs, self.critic))
+        error = q[..., 0] - target
+        cut = self.actor.flat.numel()
+        self.critic.parameter_gradient(
+            critic_trace, (error / count)[..., None], into=self.gradient[cut:]
+        )
+        slopes = self._q_slopes(obs, action[:, :count])
+        out_gradient = self._actor_gradient(
+            slopes, action[:, :count], noise[:, :count], _rows(heads, 0, count)
+        )
+        self.actor.parameter_gradient(
+            trace.rows(count), out_gradient / count, into=self.gradient[:cut]
+        )
+        self._step()
+        entropy = -log_prob[0, :count].mean()
+        self._tune_temperature(entropy)
+        self.target.flat.lerp_(self.critic.flat, self.settings.target_rate)
+        per_episode = self.task.time_limit * (1.0 - self.settings.gamma) / self.punishment_scale
+        return {
+            "critic_loss": 0.5 * error.square().mean(1).sum(),
+            "reward_q": q[REWARD].mean(),
+            "punishment_q": q[PUNISHMENT].mean(),
+            "predicted_punishment": q[EVALUATION].mean() * per_episode,
+            "entropy": entropy,
+            "deviation": heads.std[0].mean(),
+            "companion_offset": heads.companion.offset.square().mean().sqrt()
+            if heads.companion
+            else torch.zeros(()),
         }
 
     def _targets(
-        self, batch: Batch, next_obs: Tensor, noise: Tensor
-    ) -> Float[Tensor, "members batch"]:
+        self, batch: Batch, next_obs: Tensor, action: Tensor, log_prob: Tensor, heads: Heads
+    ) -> Float[Tensor, "critics batch"]:
+        """What all six critics learn towards; everything here is about s'."""
         settings = self.settings
-        with torch.no_grad():
-            policies = self._policies(self.actor, next_obs)
-            drawn = gaussian.sample(*policies, noise)
-            tau, k = self._temperatures(), self._couplings()
-            regularisation = tau * gaussian.tanh_log_prob(drawn, policies.log_std, noise)
-            if settings.coupled:
-                agreement = gaussian.agreement_kl(self.task.action_size, settings.softening)
-                regularisation += k * (self._coupling_kl(policies) - agreement)
-            # The deployed action is the noiseless one; an uncoupled agent has one policy for all.
-            pre_tanh = torch.stack([drawn[0], drawn[-1], policies.mean[0]])
-            actions = torch.tanh(pre_tanh).repeat_interleave(2, dim=0)
-            next_q = self.target(
-                torch.cat([next_obs.expand(actions.shape[0], *next_obs.shape), actions], dim=-1)
-            )[..., 0]
-            discount = settings.gamma * batch.continues
-            reward = batch.reward * self.return_scale.scale
-            punishment = batch.punishment * self.punishment_scale
-            own = regularisation[1] if settings.coupled else torch.zeros_like(reward)
-            target = torch.empty_like(next_q)
-            target[REWARD] = bellman.reward_target(
-                reward, discount, next_q[REWARD], regularisation[0]
-            )
-            target[PUNISHMENT] = bellman.punishment_target(
-                punishment, discount, next_q[PUNISHMENT], own
-            )
-            target[EVALUATION] = bellman.evaluation_target(punishment, discount, next_q[EVALUATION])
-            return target
+        # The deployed action is the noiseless one; an uncoupled agent has one policy for all.
+        actions = torch.stack([action[0], action[-1], torch.tanh(heads.mean[0])])
+        inputs = torch.cat([next_obs.expand(3, *next_obs.shape), actions], dim=-1)
+        next_q = self.target(inputs.repeat_interleave(2, dim=0))[..., 0]
+        discount = settings.gamma * batch.continues
+        reward = batch.reward * self.return_scale.scale
+        punishment = batch.punishment * self.punishment_scale
+        charge = self.tau * log_prob[0]
+        companion_charge = torch.zeros_like(charge)
+        if heads.companion:
+            excess, companion_excess = gradients.excess_kls(heads.companion, settings.softening)
+            charge = charge + settings.coupling * excess
+            tau, k = self._companion_weights()
+            companion_charge = tau * log_prob[1] + k * companion_excess
+        target = torch.empty_like(next_q)
+        target[REWARD] = bellman.reward_target(reward, discount, next_q[REWARD], charge)
+        target[PUNISHMENT] = bellman.punishment_target(
+            punishment, discount, next_q[PUNISHMENT], companion_charge
+        )
+        target[EVALUATION] = bellman.evaluation_target(punishment, discount, next_q[EVALUATION])
+        return target
 
-    def _actor_loss(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _q_slopes(
+        self, obs: Tensor, action: Tensor
+    ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
+        """(dQ_R/da of the lower twin at pi_R's action, dQ_P/da of the higher at pi_P's)."""
+        actions = action[[0, 0, -1, -1]]
+        inputs = torch.cat([obs.expand(4, *obs.shape), actions], dim=-1)
+        q, trace = self.critic.forward(inputs, members=4)
+        lower = (q[0] < q[1]).float()
+        higher = (q[2] > q[3]).float()
+        weights = torch.stack([lower, 1.0 - lower, higher, 1.0 - higher])
+        slopes = self.critic.input_gradient(trace, weights, slice(self.task.obs_size, None))
+        return slopes[REWARD].sum(0), slopes[PUNISHMENT].sum(0)
+
+    def _actor_gradient(
+        self, slopes: tuple[Tensor, Tensor], action: Tensor, noise: Tensor, heads: Heads
+    ) -> Float[Tensor, "modules batch out"]:
+        """Gradient of each row's actor losses by the actors' raw outputs."""
         settings = self.settings
-        policies = self._policies(self.actor, obs)
-        drawn = gaussian.sample(*policies, noise)
-        log_prob = gaussian.tanh_log_prob(drawn, policies.log_std, noise)
-        pre_tanh = torch.stack([drawn[0], drawn[0], drawn[-1], drawn[-1]])
-        inputs = torch.cat([obs.expand(4, *obs.shape), torch.tanh(pre_tanh)], dim=-1)
-        q = self.critic.frozen(inputs, members=4)[..., 0]
-        tau, k = self._temperatures(), self._couplings()
-        kl = self._coupling_kl(policies) if settings.coupled else torch.zeros_like(log_prob)
-        loss = losses.reward_actor_loss(log_prob[0], q[REWARD], kl[0], float(tau[0]), float(k[0]))
-        if settings.coupled:
-            loss = loss + losses.punishment_actor_loss(
-                log_prob[1], q[PUNISHMENT], kl[1], float(tau[1]), float(k[1])
-            )
-        if settings.lagrangian > 0.0:
-            loss = loss + settings.lagrangian * self.controller.m * q[PUNISHMENT].amax(0).mean()
-        return loss, {
-            "entropy": -log_prob[0].detach().mean(),
-            "coupling_kl": kl.detach().mean(),
-            "deviation": policies.log_std[0].detach().exp().mean(),
-        }
+        reward_slope, punishment_slope = slopes
+        pull = settings.lagrangian * self.controller.m
+        slope = torch.sub(punishment_slope * pull, reward_slope) if pull else -reward_slope
+        g = gradients.through_tanh(action[0], slope, self.tau)
+        by_mean, by_spread = gradients.reward_gradient(g, heads.std[0], noise[0], self.tau)
+        if not heads.companion:
+            return torch.cat([by_mean, by_spread * heads.slope[0]], dim=-1)[None]
+        by_coupling = gradients.coupling_gradient(
+            heads.companion, heads.std[0], settings.coupling, settings.softening
+        )
+        tau, k = self._companion_weights()
+        g = gradients.through_tanh(action[1], punishment_slope, tau)
+        by_offset, by_ratio = gradients.companion_gradient(
+            g, heads.companion, (heads.std[0], heads.std[1]), noise[1], (tau, k, settings.softening)
+        )
+        means = torch.stack([by_mean + by_coupling[0], by_offset])
+        spreads = torch.stack([by_spread + by_coupling[1], by_ratio])
+        return torch.cat([means, spreads * heads.slope], dim=-1)
+
+    def _step(self) -> None:
+        """One Adam step on actors and critics together."""
+        self.updates += 1
+        adam(
+            [self.parameters],
+            [self.gradient],
+            [self.adam[0]],
+            [self.adam[1]],
+            max_exp_avg_sqs=[],
+            # The kernel counts the step itself, before it is used.
+            state_steps=[torch.tensor(float(self.updates - 1))],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.settings.learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
     def _tune_temperature(self, entropy: Tensor) -> None:
         """Move tau_R towards an entropy of minus the action's size (Haarnoja et al. 2018)."""
@@ -208,35 +272,36 @@ class Learner:
 
     # ------------------------------------------------------------------------------------ parts
 
-    def _policies(self, actor: Stack, obs: Float[Tensor, "batch obs"]) -> Policies:
+    def _heads(self, out: Float[Tensor, "modules batch out"]) -> Heads:
         """Both modules' Gaussians; the companion in the reward policy's coordinates."""
-        rows = obs.expand(actor.members, *obs.shape)
-        out = actor(rows) if torch.is_grad_enabled() else actor.frozen(rows)
         mean, raw = out.chunk(2, dim=-1)
-        log_std = gaussian.squash_log_std(raw[:1], *LOG_STD_RANGE)
+        bend = torch.tanh(raw)
+        spread = torch.addcmul(self._middle, self._half, bend)  # log std_R, log ratio
+        factor = spread.exp()  # std_R, ratio
+        slope = torch.addcmul(self._half, self._half * bend, bend, value=-1.0)
         if not self.settings.coupled:
-            return Policies(mean, log_std)
-        anchor, spread = mean[:1].detach(), log_std.detach()
-        companion = anchor + spread.exp() * mean[1:]
-        ratio = gaussian.squash_log_std(raw[1:], *gaussian.LOG_RATIO_RANGE)
-        return Policies(torch.cat([mean[:1], companion]), torch.cat([log_std, spread + ratio]))
+            return Heads(mean, spread, factor, slope, None)
+        offset, std = mean[1], factor[0]
+        means = torch.stack([mean[0], torch.addcmul(mean[0], std, offset)])
+        log_stds = torch.stack([spread[0], spread[0] + spread[1]])
+        stds = torch.stack([std, std * factor[1]])
+        companion = Companion(offset, spread[1], factor[1].square())
+        return Heads(means, log_stds, stds, slope, companion)
 
-    def _coupling_kl(self, policies: Policies) -> Float[Tensor, "modules batch"]:
-        """KL of each policy to the other, softened, which is a constant prior for it."""
-        prior = Policies(*(part.detach().flip(0) for part in policies))
-        return gaussian.softened_kl(*policies, *prior, self.settings.softening)
+    @staticmethod
+    def _rows(x: Tensor, stack: Stack) -> Tensor:
+        """The same rows for every member, without a copy."""
+        return x.expand(stack.members, *x.shape)
 
-    def _temperatures(self) -> Float[Tensor, "modules 1"]:
-        tau = [math.exp(self.log_tau)]
-        if self.settings.coupled:
-            tau.append(self.settings.companion_entropy / self.controller.m)
-        return torch.tensor(tau)[:, None]
+    @property
+    def tau(self) -> float:
+        """tau_R, the reward module's entropy temperature."""
+        return math.exp(self.log_tau)
 
-    def _couplings(self) -> Float[Tensor, "modules 1"]:
-        k = [self.settings.coupling]
-        if self.settings.coupled:
-            k.append(self.settings.companion_coupling / self.controller.m)
-        return torch.tensor(k)[:, None]
+    def _companion_weights(self) -> tuple[float, float]:
+        """(tau_P, k_P) at the controller's present m."""
+        settings, m = self.settings, self.controller.m
+        return settings.companion_entropy / m, settings.companion_coupling / m
 
     @property
     def weight(self) -> float:
@@ -259,106 +324,18 @@ class Learner:
     def _normalise(self, obs: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
         return ((obs - self.obs_mean) * self.obs_scale).clamp_(-MAX_NORMALISED, MAX_NORMALISED)
 
-    def _refresh_normaliser(self) -> None:
+    def refresh_normaliser(self) -> None:
+        """Take over what the moments say by now."""
         seen = float(self.obs_moments.count) > 0
         deviation = self.obs_moments.deviation.clamp_min(_OBS_DEVIATION_FLOOR)
         self.obs_mean = self.obs_moments.mean.float()
         self.obs_scale = (1.0 / deviation).float() if seen else torch.ones(self.task.obs_size)
 
-    # ------------------------------------------------------------------------------------ files
 
-    def policy_tensors(self) -> dict[str, Tensor]:
-        """Copies of everything that a policy file holds (`policy_file`)."""
-        tensors = {
-            "obs_mean": self.obs_mean.clone(),
-            "obs_scale": self.obs_scale.clone(),
-        }
-        for name, stack in (("actor", self.actor), ("critic", self.critic)):
-            for i, (weight, bias) in enumerate(stack.layers()):
-                if name == "actor" and not self.settings.coupled:
-                    # Offset zero: the fallback of an agent without a companion is itself.
-                    weight, bias = (torch.cat([p, torch.zeros_like(p)]) for p in (weight, bias))
-                tensors[f"{name}.{i}.weight"] = weight.clone()
-                tensors[f"{name}.{i}.bias"] = bias.clone()
-        return tensors
-
-    def warm_start(self, tensors: Mapping[str, Tensor]) -> None:
-        """Begin from a policy file's actors and critics; its normaliser is the starting guess."""
-        for name, stack in (("actor", self.actor), ("critic", self.critic)):
-            for i, parameters in enumerate(stack.layers()):
-                for kind, own in zip(("weight", "bias"), parameters, strict=True):
-                    given = tensors.get(f"{name}.{i}.{kind}")
-                    if given is None or given[: stack.members].shape != own.shape:
-                        shape = None if given is None else tuple(given.shape)
-                        raise TrainingFault(
-                            f"cannot start from that policy: its {name}.{i}.{kind} is {shape}, "
-                            f"these settings need {tuple(own.shape)}"
-                        )
-                    own.copy_(given[: stack.members])
-        self.target.flat.copy_(self.critic.flat.detach())
-        # As if it had been seen in this many rows: new data soon outweighs it.
-        count = float(self.settings.random_steps)
-        self.obs_moments.count.fill_(count)
-        self.obs_moments.mean.copy_(tensors["obs_mean"])
-        self.obs_moments.squares.copy_(count * tensors["obs_scale"].double().pow(-2))
-        self._refresh_normaliser()
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, by reference (copy before changing)."""
-        recent = list(self.controller.recent)
-        tensors = {
-            "actor": self.actor.flat.detach(),
-            "critic": self.critic.flat.detach(),
-            "target": self.target.flat,
-            "generator": self.generator.get_state(),
-            "obs_count": self.obs_moments.count,
-            "obs_mean": self.obs_moments.mean,
-            "obs_squares": self.obs_moments.squares,
-            "return_count": self.return_scale.moments.count,
-            "return_mean": self.return_scale.moments.mean,
-            "return_squares": self.return_scale.moments.squares,
-            "scalars": torch.tensor(
-                [self.log_tau, self.controller.integral, float(self.updates)], dtype=torch.float64
-            ),
-            "recent": torch.tensor(recent, dtype=torch.float64),
-        }
-        for name, optimiser in self._optimisers():
-            for part, value in optimiser.state[optimiser.param_groups[0]["params"][0]].items():
-                tensors[f"{name}_{part}"] = value
-        return tensors
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `state`; the shapes are checked, nothing is half loaded before that."""
-        own = {key: value for key, value in self.state().items() if key not in _GROWING}
-        for key, value in own.items():
-            if key not in tensors or tensors[key].shape != value.shape:
-                raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
-        with torch.no_grad():
-            for key in ("actor", "critic", "target"):
-                own[key].copy_(tensors[key])
-        for prefix, moments in (("obs", self.obs_moments), ("return", self.return_scale.moments)):
-            moments.count = tensors[f"{prefix}_count"].clone()
-            moments.mean = tensors[f"{prefix}_mean"].clone()
-            moments.squares = tensors[f"{prefix}_squares"].clone()
-        self.generator.set_state(tensors["generator"])
-        self.log_tau, self.controller.integral, updates = tensors["scalars"].tolist()
-        self.updates = int(updates)
-        self.controller.recent.clear()
-        self.controller.recent.extend(tensors["recent"].tolist()[-WINDOW:])
-        for name, optimiser in self._optimisers():
-            parameter = optimiser.param_groups[0]["params"][0]
-            prefix = f"{name}_"
-            parts = {
-                k.removeprefix(prefix): v.clone()
-                for k, v in tensors.items()
-                if k.startswith(prefix)
-            }
-            if parts:
-                optimiser.state[parameter] = parts
-        self._refresh_normaliser()
-
-    def _optimisers(self) -> tuple[tuple[str, torch.optim.Adam], ...]:
-        return (("adam_actor", self.actor_optimiser), ("adam_critic", self.critic_optimiser))
-
-
-_GROWING = ("recent",)
+def _rows(heads: Heads, start: int, stop: int | None = None) -> Heads:
+    """The heads of some rows alone."""
+    rows = slice(start, stop)
+    companion = heads.companion
+    mean, log_std, std, slope = (part[:, rows] for part in heads[:4])
+    cut = None if companion is None else Companion(*(part[rows] for part in companion))
+    return Heads(mean, log_std, std, slope, cut)

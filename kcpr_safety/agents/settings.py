@@ -73,6 +73,8 @@ class Settings:
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise SettingsError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")
+        if self.coupling > 0.0 and self.lagrangian > 0.0:
+            raise SettingsError("an agent is either coupled or Lagrangian: set one weight to 0")
         if not self.m_low <= self.m_start <= self.m_high:
             raise SettingsError(
                 f"m_start is {self.m_start}; it must lie between m_low and m_high "

@@ -6,8 +6,8 @@
 nu is zero for every coupled agent: punishment then reaches the reward module only through its
 companion. nu > 0 with k = 0 is the Lagrangian baseline (SAC-Lag), nu = k = 0 is SAC.
 
-These are KCSO (`ops.coupling`) with h_i = 1 / (tau_i + k_i) and b_i = b k_i / (tau_i + k_i), so that
-the reward module acts on Q_R - lambda Q_P with lambda = b k_R / (tau_P + k_P).
+These are KCSO (`ops.coupling`) with h_i = 1 / (tau_i + k_i) and b_i = b k_i / (tau_i + k_i): the
+reward module acts on Q_R - lambda Q_P with lambda = b k_R / (tau_P + k_P).
 """
 
 from jaxtyping import Float

@@ -26,12 +26,14 @@ from torch import Tensor
 from kcpr_safety import envs
 from kcpr_safety.agents.continuous import Learner, Task
 from kcpr_safety.agents.settings import Settings
+from kcpr_safety.agents.snapshots import warm_start
 from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.envs import World
 from kcpr_safety.errors import FileFault, SettingsError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import evaluation_seeds
 from kcpr_safety.stats import over_budget
+from kcpr_safety.training.checkpoints import CONFIG_FILE, read_config
 
 SIDE_BY_SIDE = 10
 """Episodes that are simulated at once; the results do not depend on it."""
@@ -84,7 +86,7 @@ class Critic:
         contract = policy.contract
         task = Task(contract.obs_size, contract.action_size, contract.budget, contract.time_limit)
         learner = Learner(settings, task, num_envs=1, seed=0)
-        learner.warm_start(policy.tensors)
+        warm_start(learner, policy.tensors)
         self.gamma = settings.gamma
         self._learner = learner
         self._low = np.array([entry.low for entry in contract.action])
@@ -190,7 +192,8 @@ def evaluate_policy(
         "agent": policy.agent,
         "seed": policy.seed,
         "eval_seed": eval_seed,
-        "steps": policy.steps,
+        "steps": _steps_trained(place, policy),
+        "kept_steps": policy.steps,
         "wall_s": time.perf_counter() - started,
         "return_mean": done.return_mean,
         "punishment_mean": done.punishment_mean,
@@ -205,6 +208,12 @@ def evaluate_policy(
         "punishments": list(done.punishments),
         "lengths": list(done.lengths),
     }
+
+
+def _steps_trained(place: Path, policy: PolicyFile) -> int:
+    """Steps that training took in all, of which the kept weights may have needed fewer."""
+    config = place / CONFIG_FILE
+    return read_config(place).steps if config.is_file() else policy.steps
 
 
 def world_of(policy: PolicyFile, num_envs: int, eval_seed: int) -> World:

@@ -28,6 +28,7 @@ from torch import Tensor
 from kcpr_safety import envs
 from kcpr_safety.agents import Learner, Settings, agent_settings
 from kcpr_safety.agents.continuous import Task
+from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import FileFault, KcprError, SettingsError, TrainingFault
 from kcpr_safety.policy_file import RUN_FILE, PolicyFile, read_policy, write_policy
@@ -125,7 +126,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     checkpoints.write_config(options.out, config)
     training = Training(options.out, config, world, card)
     if init is not None:
-        training.learner.warm_start(init.tensors)
+        warm_start(training.learner, init.tensors)
     return training.run(sinks)
 
 
@@ -351,7 +352,7 @@ class Training:
     def _policy(self) -> PolicyFile:
         config = self.config
         return PolicyFile(
-            tensors=self.learner.policy_tensors(),
+            tensors=policy_tensors(self.learner),
             contract=config.contract,
             agent=config.agent,
             seed=config.seed,
@@ -373,14 +374,14 @@ class Training:
         )
         # A finished run cannot be resumed; its transitions would only fill the disk.
         rows = self.replay.rows[: 0 if finished else len(self.replay)]
-        state = self.learner.state() | {"loop_generator": self.generator.get_state()}
-        checkpoints.write_checkpoint(self.folder, state, rows, counters)
+        tensors = snapshot(self.learner) | {"loop_generator": self.generator.get_state()}
+        checkpoints.write_checkpoint(self.folder, tensors, rows, counters)
 
     def restore(self, state: Mapping[str, Tensor], rows: Tensor, counters: Counters) -> None:
         """Take up where `_save` left off."""
         if rows.shape[1:] != self.replay.rows.shape[1:] or len(rows) > len(self.replay.rows):
             raise TrainingFault(f"the checkpoint in {self.folder} does not fit its config.json")
-        self.learner.load_state(state)
+        restore(self.learner, state)
         self.generator.set_state(state["loop_generator"])
         self.replay.rows[: len(rows)] = rows
         self.replay.added = counters.replay_added

@@ -102,7 +102,7 @@ class Live:
     """A progress bar with the figures that matter, on stderr; plain lines where no terminal is."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._latest: dict[str, Any] = {}
 
     def open(self, run: Path, task: str, total_steps: int, budget: float) -> None:

@@ -1,0 +1,98 @@
+"""What of a learner goes into files, and how does it come back?
+
+`policy_tensors` and `warm_start` are the policy's side (`policy_file`): networks and normaliser.
+`snapshot` and `restore` are the resumed run's: those, and all that learning has accumulated.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kcpr_safety.agents.budget import WINDOW
+from kcpr_safety.agents.continuous import Learner
+from kcpr_safety.errors import TrainingFault
+
+_GROWING = ("recent",)
+"""Parts of the state that have no fixed shape."""
+
+
+def policy_tensors(learner: Learner) -> dict[str, Tensor]:
+    """Copies of everything that a policy file holds (`policy_file`)."""
+    tensors = {
+        "obs_mean": learner.obs_mean.clone(),
+        "obs_scale": learner.obs_scale.clone(),
+    }
+    for name, stack in (("actor", learner.actor), ("critic", learner.critic)):
+        for i, (weight, bias) in enumerate(stack.layers()):
+            if name == "actor" and not learner.settings.coupled:
+                # Offset zero: the fallback of an agent without a companion is itself.
+                weight, bias = (torch.cat([p, torch.zeros_like(p)]) for p in (weight, bias))
+            tensors[f"{name}.{i}.weight"] = weight.clone()
+            tensors[f"{name}.{i}.bias"] = bias.clone()
+    return tensors
+
+
+def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    """Begin from a policy file's actors and critics; its normaliser is the starting guess."""
+    for name, stack in (("actor", learner.actor), ("critic", learner.critic)):
+        for i, parameters in enumerate(stack.layers()):
+            for kind, own in zip(("weight", "bias"), parameters, strict=True):
+                given = tensors.get(f"{name}.{i}.{kind}")
+                if given is None or given[: stack.members].shape != own.shape:
+                    shape = None if given is None else tuple(given.shape)
+                    raise TrainingFault(
+                        f"cannot start from that policy: its {name}.{i}.{kind} is {shape}, "
+                        f"these settings need {tuple(own.shape)}"
+                    )
+                own.copy_(given[: stack.members])
+    learner.target.flat.copy_(learner.critic.flat)
+    # As if it had been seen in this many rows: new data soon outweighs it.
+    count = float(learner.settings.random_steps)
+    learner.obs_moments.count.fill_(count)
+    learner.obs_moments.mean.copy_(tensors["obs_mean"])
+    learner.obs_moments.squares.copy_(count * tensors["obs_scale"].double().pow(-2))
+    learner.refresh_normaliser()
+
+
+def snapshot(learner: Learner) -> dict[str, Tensor]:
+    """Everything that a resumed run needs, by reference (copy before changing)."""
+    recent = list(learner.controller.recent)
+    return {
+        "parameters": learner.parameters,
+        "target": learner.target.flat,
+        "adam_first": learner.adam[0],
+        "adam_second": learner.adam[1],
+        "generator": learner.generator.get_state(),
+        "obs_count": learner.obs_moments.count,
+        "obs_mean": learner.obs_moments.mean,
+        "obs_squares": learner.obs_moments.squares,
+        "return_count": learner.return_scale.moments.count,
+        "return_mean": learner.return_scale.moments.mean,
+        "return_squares": learner.return_scale.moments.squares,
+        "scalars": torch.tensor(
+            [learner.log_tau, learner.controller.integral, float(learner.updates)],
+            dtype=torch.float64,
+        ),
+        "recent": torch.tensor(recent, dtype=torch.float64),
+    }
+
+
+def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `snapshot`; the shapes are checked, nothing is half loaded before that."""
+    own = {key: value for key, value in snapshot(learner).items() if key not in _GROWING}
+    for key, value in own.items():
+        if key not in tensors or tensors[key].shape != value.shape:
+            raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
+    for key in ("parameters", "target", "adam_first", "adam_second"):
+        own[key].copy_(tensors[key])
+    for prefix, moments in (("obs", learner.obs_moments), ("return", learner.return_scale.moments)):
+        moments.count = tensors[f"{prefix}_count"].clone()
+        moments.mean = tensors[f"{prefix}_mean"].clone()
+        moments.squares = tensors[f"{prefix}_squares"].clone()
+    learner.generator.set_state(tensors["generator"])
+    learner.log_tau, learner.controller.integral, updates = tensors["scalars"].tolist()
+    learner.updates = int(updates)
+    learner.controller.recent.clear()
+    learner.controller.recent.extend(tensors["recent"].tolist()[-WINDOW:])
+    learner.refresh_normaliser()

@@ -1,0 +1,126 @@
+"""What is one update of the learner, without any of its speed? The oracle of the fast one.
+
+Everything by automatic differentiation, in float64, one network and one equation at a time: the
+losses and targets of `kcpr_safety.ops` on policies in their own coordinates. Shares with the
+learner only its parameters, its numbers and the noise that it is about to draw.
+"""
+
+import torch
+from torch.nn.functional import layer_norm
+
+from kcpr_safety.agents import Learner
+from kcpr_safety.controller import LOG_STD_RANGE
+from kcpr_safety.networks import split
+from kcpr_safety.ops import bellman, gaussian, losses
+from kcpr_safety.transition import Batch
+
+Gaussian = tuple[torch.Tensor, torch.Tensor]
+"""(mean, log standard deviation) before the squash."""
+
+
+def network(layers: list, member: int, x: torch.Tensor, *, norm: bool) -> torch.Tensor:
+    """One member of a stack."""
+    for index, (weight, bias) in enumerate(layers):
+        x = x @ weight[member] + bias[member, 0]
+        if index < len(layers) - 1:
+            x = torch.relu(layer_norm(x, x.shape[-1:]) if norm else x)
+    return x
+
+
+def policies(layers: list, obs: torch.Tensor, *, coupled: bool) -> tuple[Gaussian, Gaussian]:
+    """(reward policy, companion); each is constant where it anchors the other."""
+    mean, raw = network(layers, 0, obs, norm=False).chunk(2, dim=-1)
+    own = mean, gaussian.squash_log_std(raw, *LOG_STD_RANGE)
+    if not coupled:
+        return own, own
+    offset, raw = network(layers, 1, obs, norm=False).chunk(2, dim=-1)
+    anchor, spread = (part.detach() for part in own)
+    ratio = gaussian.squash_log_std(raw, *gaussian.LOG_RATIO_RANGE)
+    return own, (anchor + spread.exp() * offset, spread + ratio)
+
+
+def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
+    """Gradient of all parameters that the learner's next update of this batch should step along."""
+    settings, task = learner.settings, learner.task
+    count, m = batch.obs.shape[0], learner.controller.m
+    stream = torch.Generator()
+    stream.set_state(learner.generator.get_state())
+    members = learner.actor.members
+    noise = torch.randn(members, 2 * count, task.action_size, generator=stream).double()
+    here, there = noise[:, :count], noise[:, count:]
+
+    flat = learner.parameters.double().requires_grad_()
+    cut = learner.actor.flat.numel()
+    actor = split(flat[:cut], members, learner.actor.sizes)
+    critic = split(flat[cut:], 6, learner.critic.sizes)
+    target = split(learner.target.flat.double(), 6, learner.critic.sizes)
+    obs, next_obs = (learner._normalise(x).double() for x in (batch.obs, batch.next_obs))
+    b = settings.softening
+    agreement = gaussian.agreement_kl(task.action_size, b)
+    k_reward, k_companion = settings.coupling, settings.companion_coupling / m
+    tau, tau_companion = learner.tau, settings.companion_entropy / m
+
+    def q(layers: list, member: int, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        inputs = torch.cat([x, action], dim=-1)
+        return network(layers, member, inputs, norm=settings.layer_norm)[:, 0]
+
+    def twins(layers: list, first: int, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return torch.stack([q(layers, member, x, action) for member in (first, first + 1)])
+
+    def draw(policy: Gaussian, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        u = gaussian.sample(*policy, eps)
+        return torch.tanh(u), gaussian.tanh_log_prob(u, policy[1], eps)
+
+    def kl(policy: Gaussian, prior: Gaussian) -> torch.Tensor:
+        return gaussian.softened_kl(*policy, *(part.detach() for part in prior), b)
+
+    with torch.no_grad():
+        reward_policy, companion = policies(actor, next_obs, coupled=settings.coupled)
+        action, log_prob = draw(reward_policy, there[0])
+        companion_action, companion_log_prob = draw(companion, there[-1])
+        charge, companion_charge = tau * log_prob, torch.zeros_like(log_prob)
+        if settings.coupled:
+            charge = charge + k_reward * (kl(reward_policy, companion) - agreement)
+            companion_charge = tau_companion * companion_log_prob + k_companion * (
+                kl(companion, reward_policy) - agreement
+            )
+        discount = settings.gamma * batch.continues.double()
+        reward = batch.reward.double() * learner.return_scale.scale
+        punishment = batch.punishment.double() * learner.punishment_scale
+        deployed = torch.tanh(reward_policy[0])
+        y_reward = bellman.reward_target(
+            reward, discount, twins(target, 0, next_obs, action), charge
+        )
+        y_punishment = bellman.punishment_target(
+            punishment, discount, twins(target, 2, next_obs, companion_action), companion_charge
+        )
+        y_evaluation = bellman.evaluation_target(
+            punishment, discount, twins(target, 4, next_obs, deployed)
+        )
+    y = torch.cat([y_reward.expand(2, -1), y_punishment.expand(2, -1), y_evaluation])
+    data = batch.action.double()
+    critic_loss = bellman.critic_loss(
+        torch.stack([q(critic, member, obs, data) for member in range(6)]), y
+    )
+
+    reward_policy, companion = policies(actor, obs, coupled=settings.coupled)
+    action, log_prob = draw(reward_policy, here[0])
+    companion_action, companion_log_prob = draw(companion, here[-1])
+    constant = split(flat.detach()[cut:], 6, learner.critic.sizes)
+    zero = torch.zeros_like(log_prob)
+    between = kl(reward_policy, companion) if settings.coupled else zero
+    actor_loss = losses.reward_actor_loss(
+        log_prob, twins(constant, 0, obs, action), between, tau, k_reward
+    )
+    if settings.coupled:
+        actor_loss = actor_loss + losses.punishment_actor_loss(
+            companion_log_prob,
+            twins(constant, 2, obs, companion_action),
+            kl(companion, reward_policy),
+            tau_companion,
+            k_companion,
+        )
+    if settings.lagrangian:
+        pull = settings.lagrangian * m
+        actor_loss = actor_loss + pull * twins(constant, 2, obs, action).amax(0).mean()
+    return torch.autograd.grad(critic_loss + actor_loss, flat)[0]
