@@ -27,7 +27,7 @@ from kcpr_safety.envs.crew import Crew
 from kcpr_safety.envs.judging import Punisher, Rewarder, Scene
 from kcpr_safety.envs.official import describe, make_plain
 from kcpr_safety.envs.sensing import observe, sensing_of
-from kcpr_safety.envs.world import Outcome, World
+from kcpr_safety.envs.world import Outcome, Simulations, World
 from kcpr_safety.seeds import EpisodeSeeds
 
 Array = np.ndarray
@@ -259,6 +259,17 @@ class NavigationWorld(World):
             self._owed[i] = 0
             self._look_again(int(i))
         return self._observe(self._state[indices], self._timer[indices])
+
+    def simulations(self) -> Simulations:
+        """Models and states as they are."""
+
+        def plan() -> Array | None:
+            if self._gremlins is None:
+                return None
+            self._clock = np.array([data.time for data in self._datas])
+            return self._plan_gremlins(self._gremlins)
+
+        return Simulations(self._models, self._datas, self._substeps, True, plan)
 
     def close_extras(self, **_: Any) -> None:
         self._crew.close()

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.envs.crew import Crew
 from kcpr_safety.envs.official import describe, make_plain
-from kcpr_safety.envs.world import Outcome, World
+from kcpr_safety.envs.world import Outcome, Simulations, World
 from kcpr_safety.seeds import EpisodeSeeds
 
 Array = np.ndarray
@@ -174,6 +174,11 @@ class VelocityWorld(World):
             self._place[i] = self._body.place(self._envs[i])
             self._time[i] = self._datas[i].time
         return np.array(rows)
+
+    def simulations(self) -> Simulations:
+        """Models and states as they are."""
+        models = [self._model] * self.num_envs
+        return Simulations(models, self._datas, self._envs[0].frame_skip, False)
 
     def close_extras(self, **_: Any) -> None:
         self._crew.close()

@@ -12,6 +12,7 @@ unstable, with a warning that counts them; anything else that is not finite is a
 import itertools
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -44,6 +45,20 @@ class Outcome:
     truncated: Flags
     unstable: Flags | None = None
     """Where the simulation blew up, if anywhere; the other rows there mean nothing."""
+
+
+@dataclass(frozen=True)
+class Simulations:
+    """What a world simulates with, for measurements of bare physics."""
+
+    models: list[Any]
+    datas: list[Any]
+    substeps: int
+    """Physics steps in one control period."""
+    ends_with_forward: bool
+    """Does an official step end with `mj_forward`?"""
+    plan_moved: Callable[[], np.ndarray | None] = lambda: None
+    """Positions of moved obstacles before each of the coming physics steps, where there are any."""
 
 
 class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):

@@ -7,7 +7,8 @@ alike; the median of the windows counts:
     official_fixed  the same with the sky and the arena left out
     ours            a world of `envs` environments on `threads` threads
     limit           mj_step (and mj_forward, where the official step ends with one) in a bare loop
-                    over the same models on one thread
+                    over such a world's models and states, as they are, on one thread; gremlins
+                    are put where they belong before each physics step, as they must be
 
 A step costs 1/speed; resets are timed apart and added at the rate of one per time limit, so that
 episodes that random actions end early do not blur the comparison.
@@ -112,36 +113,39 @@ class _Ours:
 
 
 class _Limit:
-    """Physics alone: official environments' models and states, stepped in a bare loop."""
+    """Physics alone: a world's own models and states, stepped in a bare loop on one thread."""
 
     def __init__(self, task: str, num_envs: int) -> None:
         self.clock = _Clock()
-        self._simulations: list[tuple[Any, Any]] = []
-        for seed in range(num_envs):
-            env = envs.make_official(task).unwrapped
-            env.reset(seed=seed)
-            navigation = hasattr(env, "task")
-            holder = env.task if navigation else env
-            self._simulations.append((holder.model, holder.data))
-            self._substeps = holder.sim_conf.frameskip_binom_n if navigation else env.frame_skip
-            self._forward = navigation
+        self.world: Any = envs.make_world(
+            envs.resolve(task), num_envs, episode_seeds=lambda i, k: i + k, threads=1
+        )
+        self.world.reset()
         self._rng = np.random.default_rng(0)
 
     def window(self, seconds: float) -> None:
-        first = self._simulations[0][0]
-        low, high = first.actuator_ctrlrange.T
+        bare = self.world.simulations()
+        models, datas = bare.models, bare.datas
+        low, high = models[0].actuator_ctrlrange.T
         stepping, count = 0.0, 0
         while stepping < seconds:
-            controls = self._rng.uniform(low, high, (len(self._simulations), first.nu))
+            controls = self._rng.uniform(low, high, (len(datas), len(low)))
+            moved = bare.plan_moved()
             start = time.perf_counter()
-            for (model, data), control in zip(self._simulations, controls, strict=True):
-                data.ctrl[:] = control
-                mujoco.mj_step(model, data, nstep=self._substeps)
-                if self._forward:
+            for i, (model, data) in enumerate(zip(models, datas, strict=True)):
+                data.ctrl[:] = controls[i]
+                if moved is None:
+                    mujoco.mj_step(model, data, nstep=bare.substeps)
+                else:
+                    for place in moved[i]:
+                        data.mocap_pos[:] = place
+                        mujoco.mj_step(model, data)
+                if bare.ends_with_forward:
                     mujoco.mj_forward(model, data)
             stepping += time.perf_counter() - start
-            count += len(self._simulations)
+            count += len(datas)
         self.clock.steps.append(stepping / count)
+        self.world.reset()
 
 
 def bench_sim(
