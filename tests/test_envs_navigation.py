@@ -13,7 +13,7 @@ import pytest
 import xmltodict
 
 from kcpr_safety import envs
-from kcpr_safety.envs import compat, layouts, sensing
+from kcpr_safety.envs import compat, layouts, navigation, sensing
 from kcpr_safety.envs.crew import Crew, default_threads
 from kcpr_safety.envs.official import make_plain
 from kcpr_safety.envs.world import UnstablePhysicsWarning
@@ -200,13 +200,44 @@ def test_threads_by_default() -> None:
     assert 1 <= default_threads(100) <= len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize("task", ["SafetyPointGoal1-v0", "SafetyPointCircle1-v0"])
-def test_reset_and_memory_stay_small(task: str) -> None:
-    """Far from the limits on any machine (10 ms, 30 MB): a slip back would be tenfold."""
+@pytest.mark.parametrize("task", ["SafetyPointGoal1-v0", "SafetyRacecarGoal2-v0"])
+def test_memory_per_environment_stays_small(task: str) -> None:
+    """A Racecar with its ornaments has 20 MB, a sky 191 MB, a full arena 472 MB."""
     world = make(task, num_envs=1)
     world.reset()
     model, data = world._models[0], world._datas[0]
-    assert mujoco.mj_sizeModel(model) + data.nbuffer + data.narena < 30e6
+    assert mujoco.mj_sizeModel(model) + data.nbuffer + data.narena < 12e6
+    assert data.maxuse_arena < compat.ARENA_BYTES / 10
+    world.close()
+
+
+def test_only_what_touches_or_weighs_is_kept() -> None:
+    def mesh(name: str, **more: str) -> dict[str, str]:
+        return {"@type": "mesh", "@mesh": name} | {f"@{key}": v for key, v in more.items()}
+
+    ghost = {"contype": "0", "conaffinity": "0"}
+    tree = {
+        "asset": {"mesh": [{"@name": name} for name in "abcde"]},
+        "worldbody": {
+            "geom": {"@type": "plane"},
+            "body": [
+                {"geom": [mesh("a", **ghost, density="0"), mesh("b"), mesh("c", **ghost)]},
+                {"inertial": {}, "geom": mesh("d", **ghost), "body": {"geom": mesh("e")}},
+            ],
+        },
+    }
+    compat.drop_ornaments(tree)
+    assert [asset["@name"] for asset in tree["asset"]["mesh"]] == ["b", "c", "e"]
+    assert tree["worldbody"]["body"][1]["geom"] == []  # type: ignore[index]
+    assert tree["worldbody"]["geom"] == [{"@type": "plane"}]
+
+
+def test_older_mujoco_takes_the_official_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert navigation.is_known("SafetyPointGoal1-v0")
+    monkeypatch.setattr(navigation, "_VERSION", (3, 3, 5))
+    assert not navigation.is_known("SafetyPointGoal1-v0")
+    world = make("SafetyPointGoal0-v0", 1)
+    assert world.path == "official"
     world.close()
 
 
