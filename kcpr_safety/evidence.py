@@ -32,7 +32,7 @@ class Evidence:
     eval_seed: int
     """First evaluation seed; episode i starts from eval_seed + i."""
     steps: int
-    """Environment steps after which the judged policy was kept."""
+    """Environment steps that training took in all."""
     budget: float
     returns: tuple[float, ...]
     punishments: tuple[float, ...]
@@ -43,6 +43,8 @@ class Evidence:
     """The discounted punishment that followed, on average over the same steps."""
     policy_sha256: str | None = None
     """Hash of the policy file that was judged."""
+    kept_steps: int | None = None
+    """Environment steps after which the judged policy was kept."""
 
     @property
     def episodes(self) -> int:
@@ -92,6 +94,7 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
             predicted_punishment=_optional(record.get("predicted_punishment")),
             realised_punishment=_optional(record.get("realised_punishment")),
             policy_sha256=record.get("policy_sha256"),
+            kept_steps=_whole(record.get("kept_steps")),
         )
     except KeyError as error:
         raise FileFault(f"{name} is no evaluation of a policy: it lacks {error}") from error
@@ -103,6 +106,10 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
 
 def _optional(value: Any) -> float | None:
     return None if value is None else float(value)
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:

@@ -265,8 +265,9 @@ class Learner:
         )
 
     def _tune_temperature(self, entropy: Tensor) -> None:
-        """Move tau_R towards an entropy of minus the action's size (Haarnoja et al. 2018)."""
-        self.log_tau -= self.settings.learning_rate * (float(entropy) + self.task.action_size)
+        """Move tau_R towards the entropy that is wanted (Haarnoja et al. 2018)."""
+        wanted = self.settings.entropy_target * self.task.action_size
+        self.log_tau -= self.settings.learning_rate * (float(entropy) - wanted)
         floor = math.log(max(self.settings.entropy_floor, 1e-8))
         self.log_tau = min(max(self.log_tau, floor), 1.0)
 

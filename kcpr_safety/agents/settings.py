@@ -45,6 +45,8 @@ class Settings:
 
     entropy_floor: float = 1e-3
     """Lowest tau_R; the KL regularises too, and tuning alone would let tau_R collapse."""
+    entropy_target: float = -1.0
+    """Entropy that tau_R is tuned towards, per action dimension, after the squash [nats]."""
     width: int = 128
     """Units in each hidden layer."""
     depth: int = 2
@@ -99,6 +101,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "m_gain": (0.0, 10.0),
     "aim": (0.0, 1.0),
     "entropy_floor": (0.0, 10.0),
+    "entropy_target": (-20.0, 1.0),
     "width": (1, 4096),
     "depth": (1, 7),
     "gamma": (0.0, 0.99999),

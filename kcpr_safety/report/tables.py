@@ -96,7 +96,7 @@ def evaluation_table(group: Group) -> str:
             f"{short(j.returned.value)}<small>{spread(j.returned)}</small>",
             " / ".join("–" if x is None else short(x) for x in (predicted, realised)),
             f"{evidence.episodes}<small>seeds {evidence.eval_seed} to {last}</small>",
-            f"{evidence.steps:,}<small>steps</small>",
+            f"{evidence.kept_steps or evidence.steps:,}<small>steps</small>",
         ]
         rows.append((escape(entry.label), cells))
     caption = (
