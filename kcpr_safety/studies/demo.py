@@ -16,7 +16,7 @@ from kcpr_safety.files import atomic_write, faults_of
 from kcpr_safety.training.checkpoints import CHECKPOINT_FILE, read_checkpoint
 
 TASK = "SafetyHalfCheetahVelocity-v1"
-STEPS = 120_000
+STEPS = 200_000
 EPISODES = 10
 
 SUMMARY_FILE = "summary.json"
