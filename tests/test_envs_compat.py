@@ -134,13 +134,6 @@ def test_the_sky_changes_no_number() -> None:
     assert np.array_equal(rows[0], rows[1])
 
 
-def test_assets_are_copied_not_shared() -> None:
-    tree = {"a": {"b": "c"}}
-    copied = compat._copied(tree)
-    copied["a"]["b"] = "d"
-    assert tree["a"]["b"] == "c"
-
-
 def test_unknown_and_impossible_ids() -> None:
     with pytest.raises(UnknownNameError, match="SafetyPointGoal1-v0"):
         envs.resolve("SafetyPointGoall1-v0")
