@@ -37,12 +37,18 @@ class Layout:
 class Replay:
     """Ring buffer of the last `capacity` transitions."""
 
-    def __init__(self, capacity: int, obs_size: int, action_size: int) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        obs_size: int,
+        action_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.layout = Layout(obs_size, action_size)
-        self.rows = torch.zeros(capacity, self.layout.width)
+        self.rows = torch.zeros(capacity, self.layout.width, device=device)
         self.added = 0
         """Transitions ever added; the newest stands in row (added - 1) % capacity."""
-        self._drawn = torch.empty(0, self.layout.width)
+        self._drawn = torch.empty(0, self.layout.width, device=device)
 
     def __len__(self) -> int:
         return min(self.added, self.rows.shape[0])
@@ -51,6 +57,7 @@ class Replay:
         """Store N transitions, overwriting the oldest."""
         scalars = torch.stack([batch.reward, batch.punishment, batch.continues], dim=1)
         rows = torch.cat([batch.obs, batch.action, scalars, batch.next_obs], dim=1)
+        rows = rows.to(self.rows.device)
         capacity, start = self.rows.shape[0], self.added % self.rows.shape[0]
         first = min(rows.shape[0], capacity - start)
         self.rows[start : start + first] = rows[:first]
@@ -64,6 +71,6 @@ class Replay:
     def gather(self, index: Int[Tensor, "batch"]) -> Batch:
         """The named rows; valid until the next draw."""
         if self._drawn.shape[0] != index.shape[0]:
-            self._drawn = torch.empty(index.shape[0], self.layout.width)
-        torch.index_select(self.rows, 0, index, out=self._drawn)
+            self._drawn = self.rows.new_empty(index.shape[0], self.layout.width)
+        torch.index_select(self.rows, 0, index.to(self.rows.device), out=self._drawn)
         return self.layout.read(self._drawn)

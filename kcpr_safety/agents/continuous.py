@@ -74,15 +74,26 @@ class Task(NamedTuple):
 class Learner:
     """One agent's networks, optimiser, normalisers and budget controller."""
 
-    def __init__(self, settings: Settings, task: Task, num_envs: int, seed: int) -> None:
-        self.settings, self.task = settings, task
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        num_envs: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`device` holds the networks; what comes from a world and goes to it is on the CPU."""
+        self.settings, self.task, self.device = settings, task, torch.device(device)
+        # Always on the CPU: the same seed draws the same numbers on every device.
         self.generator = torch.Generator().manual_seed(seed)
         hidden = [settings.width] * settings.depth
         actor_sizes = [task.obs_size, *hidden, 2 * task.action_size]
         critic_sizes = [task.obs_size + task.action_size, *hidden, 1]
         actors = 2 if settings.coupled else 1
         cut = parameter_count(actors, actor_sizes)
-        self.parameters = torch.empty(cut + parameter_count(CRITICS, critic_sizes))
+        self.parameters = torch.empty(
+            cut + parameter_count(CRITICS, critic_sizes), device=self.device
+        )
         """Actors first, then critics: what the optimiser sees."""
         self.gradient = torch.zeros_like(self.parameters)
         self.adam = tuple(torch.zeros_like(self.parameters) for _ in range(2))
@@ -94,7 +105,9 @@ class Learner:
         self.actor.initialise(self.generator, last_scale=0.1)
         self.critic.initialise(self.generator)
         self.target = self.critic.twin()
-        ranges = torch.tensor([LOG_STD_RANGE, gaussian.LOG_RATIO_RANGE])[:actors]
+        ranges = torch.tensor([LOG_STD_RANGE, gaussian.LOG_RATIO_RANGE], device=self.device)[
+            :actors
+        ]
         self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
         self.log_tau = math.log(0.1)
         self.controller = BudgetController(settings, task.budget)
@@ -117,28 +130,31 @@ class Learner:
 
     def act(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs action"]:
         """Exploring actions in [-1, 1], drawn from the reward module."""
-        heads = self._heads(self.actor(self._rows(self._normalise(obs), self.actor)))
-        noise = torch.randn(heads.mean.shape[1:], generator=self.generator)
-        return torch.tanh(gaussian.sample(heads.mean[0], heads.log_std[0], noise))
+        x = self._normalise(obs.to(self.device))
+        heads = self._heads(self.actor(self._rows(x, self.actor)))
+        noise = self._noise(*heads.mean.shape[1:])
+        return torch.tanh(gaussian.sample(heads.mean[0], heads.log_std[0], noise)).cpu()
 
     def evaluate(
         self, obs: Float[Tensor, "batch obs"], action: Float[Tensor, "batch action"]
     ) -> Float[Tensor, "batch"]:
         """Q_C: predicted discounted punishment of the deployed policy, mean of the twins."""
-        inputs = torch.cat([self._normalise(obs), action], dim=-1)
+        x = self._normalise(obs.to(self.device))
+        inputs = torch.cat([x, action.to(self.device)], dim=-1)
         q = self.critic(self._rows(inputs, self.critic))[..., 0]
-        return q[EVALUATION].mean(0) / self.punishment_scale
+        return q[EVALUATION].mean(0).cpu() / self.punishment_scale
 
     # -------------------------------------------------------------------------------- learning
 
     @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One update of everything from B transitions; returns metrics, not yet read out."""
+        """One update of everything from B transitions on the learner's device.
+
+        Returns metrics, not yet read out.
+        """
         count = batch.obs.shape[0]
         obs, next_obs = self._normalise(batch.obs), self._normalise(batch.next_obs)
-        noise = torch.randn(
-            self.actor.members, 2 * count, self.task.action_size, generator=self.generator
-        )
+        noise = self._noise(self.actor.members, 2 * count, self.task.action_size)
         out, trace = self.actor.forward(self._rows(torch.cat([obs, next_obs]), self.actor))
         heads = self._heads(out)
         drawn = torch.addcmul(heads.mean, heads.std, noise)
@@ -253,7 +269,7 @@ class Learner:
             [self.adam[1]],
             max_exp_avg_sqs=[],
             # The kernel counts the step itself, before it is used.
-            state_steps=[torch.tensor(float(self.updates - 1))],
+            state_steps=[torch.tensor(float(self.updates - 1), device=self.device)],
             fused=True,
             amsgrad=False,
             beta1=0.9,
@@ -288,6 +304,9 @@ class Learner:
         stds = torch.stack([std, std * factor[1]])
         companion = Companion(offset, spread[1], factor[1].square())
         return Heads(means, log_stds, stds, slope, companion)
+
+    def _noise(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device)
 
     @staticmethod
     def _rows(x: Tensor, stack: Stack) -> Tensor:
@@ -329,8 +348,9 @@ class Learner:
         """Take over what the moments say by now."""
         seen = float(self.obs_moments.count) > 0
         deviation = self.obs_moments.deviation.clamp_min(_OBS_DEVIATION_FLOOR)
-        self.obs_mean = self.obs_moments.mean.float()
-        self.obs_scale = (1.0 / deviation).float() if seen else torch.ones(self.task.obs_size)
+        scale = (1.0 / deviation).float() if seen else torch.ones(self.task.obs_size)
+        self.obs_mean = self.obs_moments.mean.float().to(self.device)
+        self.obs_scale = scale.to(self.device)
 
 
 def _rows(heads: Heads, start: int, stop: int | None = None) -> Heads:

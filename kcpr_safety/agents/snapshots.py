@@ -20,16 +20,16 @@ _GROWING = ("recent",)
 def policy_tensors(learner: Learner) -> dict[str, Tensor]:
     """Copies of everything that a policy file holds (`policy_file`)."""
     tensors = {
-        "obs_mean": learner.obs_mean.clone(),
-        "obs_scale": learner.obs_scale.clone(),
+        "obs_mean": learner.obs_mean.cpu().clone(),
+        "obs_scale": learner.obs_scale.cpu().clone(),
     }
     for name, stack in (("actor", learner.actor), ("critic", learner.critic)):
         for i, (weight, bias) in enumerate(stack.layers()):
             if name == "actor" and not learner.settings.coupled:
                 # Offset zero: the fallback of an agent without a companion is itself.
                 weight, bias = (torch.cat([p, torch.zeros_like(p)]) for p in (weight, bias))
-            tensors[f"{name}.{i}.weight"] = weight.clone()
-            tensors[f"{name}.{i}.bias"] = bias.clone()
+            tensors[f"{name}.{i}.weight"] = weight.cpu().clone()
+            tensors[f"{name}.{i}.bias"] = bias.cpu().clone()
     return tensors
 
 
@@ -56,7 +56,7 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
 
 
 def snapshot(learner: Learner) -> dict[str, Tensor]:
-    """Everything that a resumed run needs, by reference (copy before changing)."""
+    """Everything that a resumed run needs; by reference, so copy it before changing it."""
     recent = list(learner.controller.recent)
     return {
         "parameters": learner.parameters,

@@ -46,6 +46,7 @@ class Config:
     budget: float
     settings: Settings
     contract: Contract
+    device: str = "cpu"
 
     def to_json(self) -> str:
         record = asdict(self) | {
@@ -114,6 +115,7 @@ def read_config(run: Path) -> Config:
             budget=float(record["budget"]),
             settings=Settings(**record["settings"]),
             contract=Contract.from_json(json.dumps(record["contract"])),
+            device=str(record["device"]),
         )
     except (ValueError, TypeError, KeyError, RecursionError, KcprError) as error:
         raise FileFault(f"{path} is not the configuration of a run: {error}") from error

@@ -29,6 +29,7 @@ from kcpr_safety import envs
 from kcpr_safety.agents import Learner, Settings, agent_settings
 from kcpr_safety.agents.continuous import Task
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
+from kcpr_safety.cards import TaskCard
 from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import FileFault, KcprError, SettingsError, TrainingFault
 from kcpr_safety.policy_file import RUN_FILE, PolicyFile, read_policy, write_policy
@@ -121,7 +122,14 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     init = None if options.init is None else read_policy(options.init)
     world = envs.make_world(card, settings.num_envs, episode_seeds=training_seeds(options.seed))
     config = Config(
-        card.task, options.agent, options.seed, steps, card.budget, settings, world.contract
+        task=card.task,
+        agent=options.agent,
+        seed=options.seed,
+        steps=steps,
+        budget=card.budget,
+        settings=settings,
+        contract=world.contract,
+        device=options.device,
     )
     checkpoints.write_config(options.out, config)
     training = Training(options.out, config, world, card)
@@ -139,6 +147,7 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
             f"{run} finished its {config.steps:,} steps; to train on, start a new run from it: "
             f"kcpr-safety train {config.task} --init {run}"
         )
+    check_device(config.device)
     card = replace(envs.resolve(config.task), budget=config.budget)
     world = envs.make_world(
         card, config.settings.num_envs, episode_seeds=training_seeds(config.seed)
@@ -150,20 +159,28 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
 
 def check_device(device: str) -> None:
     """Raise `SettingsError` unless learning can happen there."""
-    if device != "cpu":
-        raise SettingsError(f"device '{device}' is not supported yet; use cpu")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise SettingsError(f"'{device}' is no device to learn on; use cpu, cuda or cuda:0 ...")
+    if kind == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= found:
+            raise SettingsError(
+                f"device '{device}' is not there: torch {torch.__version__} finds {found} CUDA "
+                "devices on this machine; use cpu"
+            )
 
 
 class Training:
     """One run in progress."""
 
-    def __init__(self, run: Path, config: Config, world: envs.World, card: Any) -> None:
+    def __init__(self, run: Path, config: Config, world: envs.World, card: TaskCard) -> None:
         settings, contract = config.settings, config.contract
         self.folder, self.config, self.world, self.card = run, config, world, card
         task = Task(contract.obs_size, contract.action_size, config.budget, contract.time_limit)
-        self.learner = Learner(settings, task, settings.num_envs, config.seed)
+        self.learner = Learner(settings, task, settings.num_envs, config.seed, config.device)
         capacity = min(settings.capacity, config.steps + settings.num_envs)
-        self.replay = Replay(capacity, contract.obs_size, contract.action_size)
+        self.replay = Replay(capacity, contract.obs_size, contract.action_size, config.device)
         # Apart from the learner's stream, so that a change of one leaves the other alone.
         self.generator = torch.Generator().manual_seed(config.seed + 2**32)
         self.steps, self.owed, self.punishment_total = 0, 0.0, 0.0
