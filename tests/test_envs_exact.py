@@ -267,6 +267,29 @@ def test_one_thread_and_three_give_the_same(task: str) -> None:
     assert np.array_equal(rows[0], rows[1])
 
 
+@pytest.mark.parametrize(
+    "task", ["SafetyPointGoal1-v0", "SafetyCarButton1-v0", "SafetyHumanoidVelocity-v1"]
+)
+def test_an_environment_does_not_feel_its_neighbours(task: str) -> None:
+    """Its rows are the same to the last bit, alone or beside six others."""
+    seen = []
+    for num_envs in (1, 7):
+        world = envs.make_world(
+            envs.resolve(task), num_envs, episode_seeds=lambda i, k: 7 * i + k, threads=1
+        )
+        obs, _ = world.reset()
+        rng = np.random.default_rng(1)
+        space = world.single_action_space
+        rows = [obs[0]]
+        for _ in range(40):
+            one = rng.uniform(space.low, space.high)  # type: ignore[attr-defined]
+            obs, reward, *_, infos = world.step(np.tile(one, (num_envs, 1)))
+            rows += [obs[0], np.array([reward[0], infos["punishment"][0]])]
+        seen.append(np.concatenate(rows))
+        world.close()
+    assert np.array_equal(seen[0], seen[1])
+
+
 # ------------------------------------------------------------- would the test notice a mistake?
 
 

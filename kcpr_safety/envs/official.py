@@ -5,8 +5,10 @@ for checks, and as the reference that every faster path must equal. `OfficialWor
 classes without the wrappers (which check, but change no number) and counts the steps itself.
 """
 
+import contextlib
 import copy
 import importlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import gymnasium
@@ -41,10 +43,8 @@ def make_official(
     package = safety_gymnasium()
     if task not in registered_ids():
         raise UnknownNameError("task", task, registered_ids())
-    try:
+    with said_plainly(task):
         env = package.make(task, render_mode=render_mode, **options)
-    except Exception as error:
-        raise translated(task, error) from error
     _choose_pictures(env, render_mode is not None if pictures is None else pictures)
     return env
 
@@ -56,10 +56,8 @@ def make_plain(task: str) -> tuple[Any, int]:
         raise EnvironmentFault(f"{task} is registered without an entry point")
     point = spec.entry_point
     creator = point if callable(point) else load_env_creator(point)
-    try:
+    with said_plainly(task):
         env = creator(**copy.deepcopy(spec.kwargs))
-    except Exception as error:
-        raise translated(task, error) from error
     _choose_pictures(env, False)
     limit = spec.max_episode_steps or getattr(getattr(env, "task", None), "num_steps", None)
     if limit is None:
@@ -111,10 +109,8 @@ class OfficialWorld(World):
     def _reset_rows(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         rows = []
         for i, seed in zip(indices, seeds, strict=True):
-            try:
+            with said_plainly(self.contract.task):
                 obs, _ = self._envs[i].reset(seed=int(seed))
-            except Exception as error:
-                raise translated(self.contract.task, error) from error
             rows.append(self._flat(obs))
         return np.array(rows, dtype=np.float64)
 
@@ -188,6 +184,18 @@ def _choose_pictures(env: Any, wanted: bool) -> None:
     task = getattr(env.unwrapped, "task", None)
     if task is not None:
         task.takes_pictures = wanted
+
+
+@contextlib.contextmanager
+def said_plainly(task: str) -> Iterator[None]:
+    """Faults of this machine leave the block as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        fault = translated(task, error)
+        if fault is error:
+            raise
+        raise fault from error
 
 
 def translated(task: str, error: Exception) -> Exception:
