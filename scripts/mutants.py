@@ -36,24 +36,45 @@ MUTATIONS = (
     ),
     Mutation(
         "sign of the punishment in its actor",
-        "kcpr_safety/ops/losses.py",
-        "return (entropy * log_prob + q.amax(0) + k * kl).mean()",
-        "return (entropy * log_prob - q.amax(0) + k * kl).mean()",
+        "kcpr_safety/agents/continuous.py",
+        "g = gradients.through_tanh(action[1], punishment_slope, tau)",
+        "g = gradients.through_tanh(action[1], -punishment_slope, tau)",
         "tests/test_agents.py",
     ),
     Mutation(
-        "softening",
+        "sign of the punishment in the loss",
+        "kcpr_safety/ops/losses.py",
+        "return (entropy * log_prob + q.amax(0) + k * kl).mean()",
+        "return (entropy * log_prob - q.amax(0) + k * kl).mean()",
+        "tests/test_ops_gradients.py",
+    ),
+    Mutation(
+        "softening in the KL",
         "kcpr_safety/ops/gaussian.py",
         "per_dim = softening * (log_ratio.exp() + distance)",
         "per_dim = (log_ratio.exp() + distance)",
         "tests/test_ops_gaussian.py",
     ),
     Mutation(
-        "excess term",
-        "kcpr_safety/agents/continuous.py",
-        "regularisation += k * (self._coupling_kl(policies) - agreement)",
-        "regularisation += k * self._coupling_kl(policies)",
-        "tests/test_agents.py",
+        "softening in the coupling's pull",
+        "kcpr_safety/ops/gradients.py",
+        "return pull.mul_(-k * softening),",
+        "return pull.mul_(-k),",
+        "tests/test_ops_gradients.py",
+    ),
+    Mutation(
+        "excess term, reward module",
+        "kcpr_safety/ops/gradients.py",
+        "+ 2.0 * log_ratio - softening\n",
+        "+ 2.0 * log_ratio - 1.0 - math.log(softening)\n",
+        "tests/test_agents.py tests/test_ops_gradients.py",
+    ),
+    Mutation(
+        "excess term, punishment module",
+        "kcpr_safety/ops/gradients.py",
+        "- 2.0 * log_ratio - softening\n",
+        "- 2.0 * log_ratio - 1.0 - math.log(softening)\n",
+        "tests/test_agents.py tests/test_ops_gradients.py",
     ),
     Mutation(
         "tanh correction",
@@ -61,6 +82,13 @@ MUTATIONS = (
         "return (base - correction).sum(-1)",
         "return base.sum(-1)",
         "tests/test_ops_gaussian.py",
+    ),
+    Mutation(
+        "tanh correction in the gradient",
+        "kcpr_safety/ops/gradients.py",
+        "action, alpha=2.0 * entropy",
+        "action, alpha=0.0 * entropy",
+        "tests/test_ops_gradients.py",
     ),
     Mutation(
         "truncation bootstrap",
@@ -93,15 +121,15 @@ MUTATIONS = (
     Mutation(
         "companion: the reward policy no longer feels it",
         "kcpr_safety/agents/continuous.py",
-        "log_prob[0], q[REWARD], kl[0], float(tau[0]), float(k[0])",
-        "log_prob[0], q[REWARD], kl[0], float(tau[0]), 0.0",
+        "heads.companion, heads.std[0], settings.coupling, settings.softening",
+        "heads.companion, heads.std[0], 0.0, settings.softening",
         "tests/test_agents.py",
     ),
     Mutation(
         "punishment value of the wrong policy",
         "kcpr_safety/agents/continuous.py",
-        "pre_tanh = torch.stack([drawn[0], drawn[-1], policies.mean[0]])",
-        "pre_tanh = torch.stack([drawn[0], drawn[0], policies.mean[0]])",
+        "actions = torch.stack([action[0], action[-1], torch.tanh(heads.mean[0])])",
+        "actions = torch.stack([action[0], action[0], torch.tanh(heads.mean[0])])",
         "tests/test_agents.py",
     ),
 )
@@ -117,8 +145,12 @@ def survives(mutation: Mutation) -> bool:
         source = target.read_text(encoding="utf-8")
         if source.count(mutation.old) != 1:
             sys.exit(f"{mutation.name}: its piece of {mutation.file} is not there exactly once")
-        target.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", mutation.tests]
+        mutated = source.replace(mutation.old, mutation.new)
+        if "math." in mutation.new:
+            mutated = mutated.replace("\nimport torch\n", "\nimport math\nimport torch\n", 1)
+        target.write_text(mutated, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow"]
+        command += mutation.tests.split()
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
         # 0: all passed; 1: a test failed; anything else: the tests did not run.
         if done.returncode not in (0, 1):

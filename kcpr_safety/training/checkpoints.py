@@ -23,7 +23,7 @@ from kcpr_safety.agents.settings import Settings
 from kcpr_safety.contract import Contract
 from kcpr_safety.errors import FileFault, KcprError
 from kcpr_safety.files import atomic_write, read_limited
-from kcpr_safety.tensor_file import pack, unpack
+from kcpr_safety.tensor_file import pieces, unpack
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -130,7 +130,9 @@ def write_checkpoint(
         "schema_version": SCHEMA_VERSION,
         "counters": json.dumps(asdict(counters), sort_keys=True, allow_nan=False),
     }
-    atomic_write(run / CHECKPOINT_FILE, pack(tensors | {"replay": replay_rows}, header))
+    # Piece by piece: the replay may be as large as the memory that is left.
+    parts = pieces(tensors | {"replay": replay_rows}, header)
+    atomic_write(run / CHECKPOINT_FILE, lambda stream: stream.writelines(parts))
 
 
 def read_checkpoint(run: Path) -> tuple[dict[str, Tensor], Tensor, Counters]:
