@@ -22,7 +22,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras["dev"])]
+    lines = (*PROJECT["dependencies"], *extras["bench"], *extras["dev"])
+    return [Requirement(line) for line in lines]
 
 
 def test_doctor_knows_every_dependency() -> None:

@@ -1,6 +1,7 @@
 """Which commands are there, in the order of the overview?"""
 
-from kcpr_safety.cli.inspection import Bench, Check, Doctor, Policies, Tasks
+from kcpr_safety.cli.benching import Bench
+from kcpr_safety.cli.inspection import Check, Doctor, Policies, Tasks
 from kcpr_safety.cli.learning import Demo, Evaluate, Export, Report, Resume, Train
 from kcpr_safety.cli.options import Command
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
-from kcpr_safety.cli.options import OPTIONAL, Count
 
 
 @dataclass(frozen=True)
@@ -105,40 +104,6 @@ class Check:
     def show(self, record: dict[str, Any]) -> None:
         rows = [(finding["severity"], finding["sentence"]) for finding in record["findings"]]
         show.table(f"check {self.env_id}", ("", ""), rows)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Measure steps per second of the simulator, the learner, or the whole training loop."""
-
-    examples: ClassVar[str] = """
-  kcpr-safety bench sim --task SafetyPointGoal1-v0
-  kcpr-safety bench loop --seconds 30
-"""
-    what: Annotated[Positional[str], arg(metavar="{sim,learner,loop}")]
-    """What to measure."""
-    task: Annotated[str | None, arg(metavar="TASK", help_behavior_hint=OPTIONAL)] = None
-    """The task to measure with."""
-    agent: Annotated[str, arg(metavar="{kcpr,sac,sac-lag}")] = "kcpr"
-    """The agent to measure with (learner, loop)."""
-    envs: Count = None
-    """Environments side by side; not given: the default."""
-    seconds: float = 10.0
-    """How long to measure each part [s]."""
-    json: bool = False
-    """One JSON object on stdout, nothing else."""
-
-    def run(self) -> tuple[dict[str, Any], int]:
-        from kcpr_safety.studies import bench
-
-        return bench.run(self.what, self.task, self.agent, self.envs, self.seconds), 0
-
-    def show(self, record: dict[str, Any]) -> None:
-        rows: list[tuple[str, object]] = []
-        for key, value in record.items():
-            nested = value.items() if isinstance(value, dict) else [("", value)]
-            rows += [(f"{key} {inner}".strip(), figure) for inner, figure in nested]
-        show.table(f"bench {self.what}", ("", ""), rows)
 
 
 @dataclass(frozen=True)

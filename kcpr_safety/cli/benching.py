@@ -1,0 +1,153 @@
+"""Which command measures speed, and how are its figures shown?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from tyro.conf import Positional, arg
+
+from kcpr_safety.cli import show
+from kcpr_safety.cli.options import OPTIONAL, Count
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure the speed of the simulator, the learner, or the whole training loop."""
+
+    examples: ClassVar[str] = """
+  kcpr-safety bench sim --task SafetyPointGoal1-v0
+  kcpr-safety bench learner              kcpr and sac-lag beside the machine's limit (4 minutes)
+  kcpr-safety bench loop --seconds 30
+"""
+    what: Annotated[Positional[str], arg(metavar="{sim,learner,loop}")]
+    """What to measure."""
+    task: Annotated[str | None, arg(metavar="TASK", help_behavior_hint=OPTIONAL)] = None
+    """The task to measure with."""
+    agent: Annotated[str | None, arg(metavar="{kcpr,sac,sac-lag}", help_behavior_hint=OPTIONAL)] = (
+        None
+    )
+    """The agent to measure with; not given: kcpr (loop), kcpr and sac-lag (learner)."""
+    envs: Count = None
+    """Environments side by side; not given: the default."""
+    seconds: float = 10.0
+    """How long to measure each part [s]."""
+    device: str = "cpu"
+    """Where learning happens."""
+    json: bool = False
+    """One JSON object on stdout, nothing else."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from kcpr_safety.studies import bench
+
+        given = self.task, self.agent, self.envs, self.seconds, self.device
+        return bench.run(self.what, *given), 0
+
+    def show(self, record: dict[str, Any]) -> None:
+        if self.what == "learner":
+            show_learner(record)
+            return
+        rows: list[tuple[str, object]] = []
+        for key, value in record.items():
+            nested = value.items() if isinstance(value, dict) else [("", value)]
+            rows += [(f"{key} {inner}".strip(), figure) for inner, figure in nested]
+        show.table(f"bench {self.what}", ("", ""), rows)
+
+
+def show_learner(record: dict[str, Any]) -> None:
+    """Speed beside its limits, the count of operations, and where the loop's time goes."""
+    agents = list(record["updates_per_s"])
+    columns = ("", *agents, *(["Stable-Baselines3 SAC"] if record["sb3"] else []))
+    show.table(f"bench learner: {record['task']}", columns, _speed(record, agents))
+    for agent in agents:
+        show.console().print()
+        _show_count(agent, record)
+    show.console().print()
+    parts = list(next(iter(record["loop"][agents[0]].values()))["shares"])
+    show.table(
+        "where the loop's time goes",
+        ("", "steps/s", *parts, "simulator busy"),
+        [
+            (
+                f"{agent}, {task}",
+                loop["steps_per_s"],
+                *(f"{loop['shares'][part]:.0%}" for part in parts),
+                f"{loop['simulator_busy_share']:.0%}",
+            )
+            for agent in agents
+            for task, loop in record["loop"][agent].items()
+        ],
+    )
+    print_ = show.console().print
+    print_(f"\n{record['sb3_note']}")
+    load, cores, gemm = record["load_average"], record["cores"], record["gemm_by_threads"]
+    print_(f"load average {load:.1f} on {cores} cores; any other load is part of these figures")
+    if any(limits[str(cores)]["all"] < limits["1"]["all"] for limits in gemm.values()):
+        print_(
+            f"{cores} threads were slower than one, so this machine is busy, and the limit is that "
+            "of one; OMP_WAIT_POLICY=passive spares threads that wait for each other from spinning"
+        )
+
+
+def _speed(record: dict[str, Any], agents: list[str]) -> list[tuple[object, ...]]:
+    """Rows of the first table."""
+    many, sb3, cores = record["all_threads"], record["sb3"], record["cores"]
+    gemm, layers = record["gemm_by_threads"], f"{record['depth']} x {record['width']}"
+
+    def row(
+        name: str, figure: Callable[[str], object], other: Callable[[], object] = lambda: None
+    ) -> tuple[object, ...]:
+        return (name, *(figure(agent) for agent in agents), *([other()] if sb3 else []))
+
+    def share(value: float) -> str:
+        return f"{value:.1%}"
+
+    rows = [
+        row("batch", lambda a: record["batch"], lambda: record["batch"]),
+        row("hidden layers", lambda a: layers, lambda: layers),
+        row("parameters", lambda a: record["parameters"][a], lambda: sb3["parameters"]),
+        row("networks per update", lambda a: record["networks"][a], lambda: sb3["networks"]),
+        row("MFLOP per update", lambda a: record["flops_per_update"][a] / 1e6),
+        row("updates/s", lambda a: record["updates_per_s"][a], lambda: sb3["updates_per_s"]),
+        row("GFLOP/s", lambda a: record["gflops"][a]),
+        row("GFLOP/s of its products alone", lambda a: gemm[a]["1"]["all"]),
+    ]
+    if cores > 1:
+        on = f" on {cores} threads"
+        rows += [
+            row(
+                f"updates/s{on}",
+                lambda a: many[a]["updates_per_s"],
+                lambda: sb3["all_threads_updates_per_s"],
+            ),
+            row(f"GFLOP/s{on}", lambda a: many[a]["gflops"]),
+            row(f"GFLOP/s of its products alone{on}", lambda a: gemm[a][str(cores)]["all"]),
+        ]
+    rows.append(row(f"share of {cores} cores' limit", lambda a: share(record["ratio_gemm"][a])))
+    if cores > 1:
+        rows.append(row(f"... {on.strip()}", lambda a: share(many[a]["ratio_gemm"])))
+    if sb3:
+        rows.append(row("network-updates/s beside SAC's", lambda a: record["ratio_sb3"][a]))
+    if sb3 and cores > 1:
+        rows.append(row(f"... {on.strip()}", lambda a: many[a]["ratio_sb3"]))
+    return rows
+
+
+def _show_count(agent: str, record: dict[str, Any]) -> None:
+    """MFLOP of one update: parts by kinds."""
+    products = record["products"][agent]
+    kinds = list(dict.fromkeys(product["kind"] for product in products))
+    parts = list(dict.fromkeys(product["part"] for product in products))
+
+    def total(part: str | None, kind: str | None) -> float:
+        chosen = (p for p in products if part in (None, p["part"]) and kind in (None, p["kind"]))
+        return sum(float(p["flops"]) for p in chosen) / 1e6
+
+    rows: list[tuple[object, ...]] = [
+        (name, *(total(part, kind) for kind in kinds), total(part, None))
+        for name, part in [*((part, part) for part in parts), ("all", None)]
+    ]
+    limits = record["gemm_by_threads"][agent]
+    for threads, rates in limits.items():
+        figures = (rates[kind] for kind in kinds)
+        rows.append((f"limit on {threads} [GFLOP/s]", *figures, rates["all"]))
+    show.table(f"{agent}: MFLOP per update, counted", ("", *kinds, "all"), rows)
