@@ -120,7 +120,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     if steps < settings.num_envs:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
     init = None if options.init is None else read_policy(options.init)
-    world = envs.make_world(card, settings.num_envs, episode_seeds=training_seeds(options.seed))
+    world = training_world(card, settings.num_envs, options.seed)
     config = Config(
         task=card.task,
         agent=options.agent,
@@ -149,12 +149,15 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
         )
     check_device(config.device)
     card = replace(envs.resolve(config.task), budget=config.budget)
-    world = envs.make_world(
-        card, config.settings.num_envs, episode_seeds=training_seeds(config.seed)
-    )
+    world = training_world(card, config.settings.num_envs, config.seed)
     training = Training(run, config, world, card)
     training.restore(learner, replay, counters)
     return training.run(sinks)
+
+
+def training_world(card: TaskCard, num_envs: int, seed: int) -> envs.World:
+    """A world on one thread: the learner, which takes longer, has the other core to itself."""
+    return envs.make_world(card, num_envs, episode_seeds=training_seeds(seed), threads=1)
 
 
 def check_device(device: str) -> None:
