@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kcpr_safety import envs
-from kcpr_safety.envs import compat, official
+from kcpr_safety.envs import compat, lean, official
 from kcpr_safety.errors import EnvironmentFault, MissingPackageError, UnknownNameError
 
 
@@ -105,13 +105,13 @@ def test_a_missing_package_is_answered_with_the_command() -> None:
 
 
 def test_models_carry_no_sky_unless_pictures_are_taken() -> None:
-    lean = envs.make_official("SafetyPointGoal0-v0")
-    lean.reset(seed=0)
-    model = lean.unwrapped.task.model
+    env = envs.make_official("SafetyPointGoal0-v0")
+    env.reset(seed=0)
+    model = env.unwrapped.task.model
     skies = model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX
     assert not skies.any()
-    assert model.narena == compat.ARENA_BYTES
-    lean.close()
+    assert model.narena == lean.ARENA_BYTES
+    env.close()
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_the_sky_changes_no_number() -> None:
         if pictures:
             model = env.unwrapped.task.model
             assert (model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX).any()
-            assert model.narena > compat.ARENA_BYTES
+            assert model.narena > lean.ARENA_BYTES
         env.close()
     assert np.array_equal(rows[0], rows[1])
 

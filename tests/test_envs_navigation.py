@@ -13,7 +13,7 @@ import pytest
 import xmltodict
 
 from kcpr_safety import envs
-from kcpr_safety.envs import compat, layouts, navigation, sensing
+from kcpr_safety.envs import layouts, lean, navigation, sensing
 from kcpr_safety.envs.crew import Crew, default_threads
 from kcpr_safety.envs.official import make_plain
 from kcpr_safety.envs.world import UnstablePhysicsWarning
@@ -123,7 +123,7 @@ def test_the_model_text_compiles_to_the_same_model(task: str) -> None:
     tree = builder.task.world.xml
     models = [
         mujoco.MjModel.from_xml_string(text)
-        for text in (compat._xml(tree), xmltodict.unparse(tree))
+        for text in (lean.to_xml(tree), xmltodict.unparse(tree))
     ]
     sizes = [mujoco.mj_sizeModel(model) for model in models]
     assert sizes[0] == sizes[1]
@@ -135,7 +135,7 @@ def test_the_model_text_compiles_to_the_same_model(task: str) -> None:
 
 def test_text_in_models_is_quoted() -> None:
     tree = {"mujoco": {"@model": 'a<b>&"c"', "size": {"@memory": "8M"}, "asset": None}}
-    assert xmltodict.parse(compat._xml(tree)) == tree | {
+    assert xmltodict.parse(lean.to_xml(tree)) == tree | {
         "mujoco": {**tree["mujoco"], "asset": None}
     }
 
@@ -207,7 +207,7 @@ def test_memory_per_environment_stays_small(task: str) -> None:
     world.reset()
     model, data = world._models[0], world._datas[0]
     assert mujoco.mj_sizeModel(model) + data.nbuffer + data.narena < 12e6
-    assert data.maxuse_arena < compat.ARENA_BYTES / 10
+    assert data.maxuse_arena < lean.ARENA_BYTES / 10
     world.close()
 
 
@@ -226,7 +226,7 @@ def test_only_what_touches_or_weighs_is_kept() -> None:
             ],
         },
     }
-    compat.drop_ornaments(tree)
+    lean.drop_ornaments(tree)
     assert [asset["@name"] for asset in tree["asset"]["mesh"]] == ["b", "c", "e"]
     assert tree["worldbody"]["body"][1]["geom"] == []  # type: ignore[index]
     assert tree["worldbody"]["geom"] == [{"@type": "plane"}]

@@ -4,10 +4,7 @@ The wheel pins gymnasium 0.28.1, mujoco 2.3.3 and Python <= 3.10. Everything it 
 has moved or changed since is mended here, when it is imported and in its own namespaces only: no
 file of it is edited, and nobody else's gymnasium, numpy or dataclasses is touched afterwards. Each
 function below is one mend and says what broke, and since when.
-
-Two more change cost, not numbers: every reset of a navigation task compiles a model, and nearly all
-of that time and memory is the sky (six 5000 x 5000 pictures) and an arena of hundreds of megabytes.
-Both are left out unless pictures are taken.
+What makes models lean, which is a matter of cost alone, is in `lean.py`.
 """
 
 import contextlib
@@ -20,27 +17,21 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import gymnasium
 import gymnasium.wrappers.utils
 import mujoco
 import numpy as np
-import yaml
 from gymnasium.envs.registration import EnvSpec
 
+from kcpr_safety.envs import lean
+from kcpr_safety.envs.overlay import Overlay
 from kcpr_safety.errors import EnvironmentFault, MissingPackageError
 
 INSTALL_COMMAND = "pip install --no-deps safety-gymnasium==1.0.0"
 
-ARENA_BYTES = 8 * 2**20
-"""Room for contacts and constraints of one environment; the busiest tasks use a fifth of it."""
-
 _lock = threading.Lock()
-_pictures: ContextVar[bool] = ContextVar("pictures", default=True)
-_only_physics: ContextVar[bool] = ContextVar("only_physics", default=False)
 
 
 @functools.cache
@@ -59,8 +50,8 @@ def safety_gymnasium() -> Any:
         arrays_may_be_copied()
         one_element_arrays_are_numbers()
         boxes_of_one_type()
-        models_without_pictures()
-        assets_read_once()
+        lean.models_without_pictures()
+        lean.assets_read_once()
         instability_is_counted_elsewhere()
     return package
 
@@ -212,7 +203,7 @@ def arrays_may_be_copied() -> None:
 
     for name in ("safety_gymnasium.builder", "safety_gymnasium.bases.base_agent"):
         module: Any = importlib.import_module(name)
-        module.np = _Overlay(np, array=array)
+        module.np = Overlay(np, array=array)
 
 
 def one_element_arrays_are_numbers() -> None:
@@ -224,7 +215,7 @@ def one_element_arrays_are_numbers() -> None:
     def number(value: Any) -> float:
         return float(value.item() if isinstance(value, np.ndarray) else value)
 
-    class Model(_Overlay):
+    class Model(Overlay):
         def jnt(self, index: Any) -> Any:
             return self._below.jnt(int(np.asarray(index).item()))
 
@@ -248,84 +239,7 @@ def boxes_of_one_type() -> None:
     def box(low: Any, high: Any, dtype: Any) -> Any:
         return spaces.Box(low=low.astype(dtype), high=high.astype(dtype), dtype=dtype)
 
-    base_agent.spaces = _Overlay(spaces, Box=box)
-
-
-def models_without_pictures() -> None:
-    """The sky is 191 MB of every model and the arena 472 MB of every simulation: used by no number.
-
-    `<size njmax nconmax>` sizes the arena as older MuJoCo did and caps nothing since 2.3.
-    """
-    world: Any = importlib.import_module("safety_gymnasium.world")
-    underlying = importlib.import_module("safety_gymnasium.bases.underlying").Underlying
-    build = underlying._build
-
-    def unparse(tree: Any, **options: Any) -> str:
-        if not _pictures.get():
-            mujoco_tree = tree["mujoco"]
-            assets = mujoco_tree["asset"]
-            assets["texture"] = [t for t in assets["texture"] if t.get("@type") != "skybox"]
-            mujoco_tree["size"] = {"@memory": str(ARENA_BYTES)}
-            if _only_physics.get():
-                drop_ornaments(mujoco_tree)
-            return _xml(tree)
-        return str(original.unparse(tree, **options))
-
-    def build_for_use(self: Any) -> None:
-        wanted = bool(getattr(self, "takes_pictures", True)) or self.observe_vision
-        tokens = _pictures.set(wanted), _only_physics.set(getattr(self, "only_physics", False))
-        try:
-            build(self)
-        finally:
-            _pictures.reset(tokens[0])
-            _only_physics.reset(tokens[1])
-
-    original = world.xmltodict
-    world.xmltodict = _Overlay(original, unparse=unparse)
-    underlying._build = build_for_use
-
-
-def drop_ornaments(tree: dict[str, Any]) -> None:
-    """Meshes that touch nothing and weigh nothing: 20 MB and 20 ms of every Racecar.
-
-    They are what touches nothing by its flags, and either has no density or belongs to a body whose
-    inertia is given. Nothing that a world reads depends on them; natural lidars would see them.
-    """
-    used: set[str] = set()
-
-    def visit(body: dict[str, Any]) -> None:
-        kept = []
-        for geom in _listed(body.get("geom")):
-            is_mesh = geom.get("@type") == "mesh"
-            touches = (geom.get("@contype"), geom.get("@conaffinity")) != ("0", "0")
-            weighs = geom.get("@density") != "0" and "inertial" not in body
-            if not is_mesh or touches or weighs:
-                kept.append(geom)
-                used.update(geom[key] for key in ("@mesh",) if key in geom)
-        if "geom" in body:
-            body["geom"] = kept
-        for child in _listed(body.get("body")):
-            visit(child)
-
-    visit(tree["worldbody"])
-    assets = tree["asset"]
-    assets["mesh"] = [mesh for mesh in _listed(assets["mesh"]) if mesh.get("@name") in used]
-
-
-def _listed(node: Any) -> list[Any]:
-    """xmltodict gives a single child as itself, several as a list, none as None."""
-    return node if isinstance(node, list) else [] if node is None else [node]
-
-
-def assets_read_once() -> None:
-    """Every reset parses the same 140 lines of YAML in Python, only to read them."""
-    world: Any = importlib.import_module("safety_gymnasium.world")
-
-    @functools.cache
-    def parsed(text: str) -> Any:
-        return yaml.safe_load(text)
-
-    world.yaml = _Overlay(yaml, load=lambda file, Loader: parsed(file.read()))
+    base_agent.spaces = Overlay(spaces, Box=box)
 
 
 def instability_is_counted_elsewhere() -> None:
@@ -338,37 +252,3 @@ def instability_is_counted_elsewhere() -> None:
             sys.stderr.write(f"MuJoCo: {message}\n")
 
     mujoco.set_mju_user_warning(heard)
-
-
-def _xml(tree: dict[str, Any]) -> str:
-    """What `xmltodict.unparse` writes for attributes and children, in a tenth of its time."""
-    parts: list[str] = []
-
-    def write(name: str, node: Any) -> None:
-        for item in node if isinstance(node, list) else [node]:
-            children = item or {}
-            attributes = "".join(
-                f" {key[1:]}={quoteattr(str(value))}"
-                for key, value in children.items()
-                if key[0] == "@"
-            )
-            parts.append(f"<{name}{attributes}>")
-            for key, value in children.items():
-                if key[0] != "@":
-                    write(key, value)
-            parts.append(f"</{name}>")
-
-    for name, node in tree.items():
-        write(name, node)
-    return "".join(parts)
-
-
-class _Overlay:
-    """Another module or object, with a few members replaced."""
-
-    def __init__(self, below: Any, **members: Any) -> None:
-        self._below = below
-        self.__dict__.update(members)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._below, name)

@@ -58,50 +58,62 @@ class NavigationWorld(World):
         self._crew = Crew(min(threads, max(num_envs, 1)))
         first_builder, limit = make_plain(card.task)
         super().__init__(describe(card, first_builder, limit), num_envs, episode_seeds)
-        self._builders = [first_builder]
-        for _ in range(num_envs - 1):
-            builder, _ = make_plain(card.task)
-            # Until its first episode an agent holds a model of its own, up to 20 MB: one will do.
-            builder.task.agent.set_engine(first_builder.task.agent.engine)
-            self._builders.append(builder)
+        self._builders = [first_builder, *self._more_builders(first_builder, num_envs - 1)]
         self._tasks = [builder.task for builder in self._builders]
         for task in self._tasks:
             task.only_physics = True
         # Any episode will do to learn the shapes; the first reset draws the ones that count.
+        _new_episode(first_builder, 0)
         first = self._tasks[0]
-        _new_episode(self._builders[0], 0)
-        model = first.model
-        for task in self._tasks:
-            generator = task.random_generator
-            # Only now are its placements known; those of the other tasks are the same.
-            if layouts.can_draw(first.random_generator):
+        self._quicken_layouts()
+        self._learn_constants(first, first.model)
+        self._sensing = sensing_of(first, first.model)
+        self._punish = Punisher(first, first.model)
+        self._reward = Rewarder(first, first.model, num_envs)
+        self._make_room(num_envs, first.data)
+
+    def _more_builders(self, first_builder: Any, count: int) -> list[Any]:
+        """One by one: until its first episode an agent holds a model of up to 20 MB; one will do."""
+        builders = []
+        for _ in range(count):
+            builder, _ = make_plain(self.contract.task)
+            builder.task.agent.set_engine(first_builder.task.agent.engine)
+            builders.append(builder)
+        return builders
+
+    def _quicken_layouts(self) -> None:
+        """Only after an episode are the placements known; they are the same for all."""
+        if layouts.can_draw(self._tasks[0].random_generator):
+            for task in self._tasks:
+                generator = task.random_generator
                 generator.build_layout = functools.partial(layouts.build_layout, generator)
-        self._sensing = sensing_of(first, model)
-        self._punish = Punisher(first, model)
-        self._reward = Rewarder(first, model, num_envs)
-        self._substeps = first.sim_conf.frameskip_binom_n
-        self._timestep = model.opt.timestep
-        self._gremlin_path: Array = np.zeros(0)
+
+    def _learn_constants(self, task: Any, model: Any) -> None:
+        self._substeps = int(task.sim_conf.frameskip_binom_n)
+        self._timestep = float(model.opt.timestep)
         self._range = model.actuator_ctrlrange.copy()
         self._agent = int(model.body("agent").id)
         self._root = int(model.body_rootid[self._agent])
-        self._gremlins = getattr(first, "gremlins", None)
+        self._gremlins = getattr(task, "gremlins", None)
         self._euler = int(model.opt.integrator) == int(mujoco.mjtIntegrator.mjINT_EULER)
-        self._has_buttons = hasattr(first, "buttons")
+        self._has_buttons = hasattr(task, "buttons")
         self._button_lidar = self.slices.get("buttons_lidar", slice(0))
         self._speaking = int(model.opt.disableflags)
         self._silent = self._speaking | _NO_SENSORS
-        self._is_alive_checked = type(first.agent).__name__ == "Ant"
+        self._can_die = type(task.agent).__name__ == "Ant"
 
+    def _make_room(self, num_envs: int, data: Any) -> None:
+        """What is kept about each environment; the objects come with its first episode."""
         self._models: list[Any] = [None] * num_envs
         self._datas: list[Any] = [None] * num_envs
         self._options: list[Any] = [None] * num_envs
         self._ctrl: list[Any] = [None] * num_envs
         self._contacts: list[Any] = [np.zeros((0, 2), dtype=np.int32)] * num_envs
-        self._views: list[list[Array]] = [self._viewed(first.data)] * num_envs
+        self._views: list[list[Array]] = [self._viewed(data)] * num_envs
         self._columns = np.cumsum([0, *(len(view) for view in self._views[0])])
         self._state = np.zeros((num_envs, self._columns[-1]))
         self._action = np.zeros((num_envs, self.contract.action_size))
+        self._gremlin_path: Array = np.zeros(0)
         self._clock = np.zeros(num_envs)
         self._owed = np.zeros(num_envs, dtype=np.int64)
         self._timer = np.zeros(num_envs)
@@ -132,7 +144,7 @@ class NavigationWorld(World):
         terminated = np.zeros(self.num_envs, dtype=bool)
         for i in np.flatnonzero(achieved & ~unstable):
             terminated[i] = self._next_goal(int(i))
-        if self._is_alive_checked:
+        if self._can_die:
             terminated |= ~self._alive()
         never = np.zeros(self.num_envs, dtype=bool)
         obs = self._observe(state, self._timer)
