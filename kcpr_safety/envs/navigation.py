@@ -73,7 +73,7 @@ class NavigationWorld(World):
         self._make_room(num_envs, first.data)
 
     def _more_builders(self, first_builder: Any, count: int) -> list[Any]:
-        """One by one: until its first episode an agent holds a model of up to 20 MB; one will do."""
+        """One by one: until its first episode an agent holds a model, up to 20 MB; one will do."""
         builders = []
         for _ in range(count):
             builder, _ = make_plain(self.contract.task)
