@@ -53,6 +53,21 @@ def test_unstable_physics_ends_that_episode_alone(task: str, broken: float, thre
     world.close()
 
 
+@pytest.mark.parametrize("broken", [np.nan, 1e20])
+def test_unstable_physics_on_the_official_path(broken: float) -> None:
+    world = make("SafetyPointRun0-v0", num_envs=2)
+    assert world.path == "official"
+    world.reset()
+    before, *_ = world.step(np.zeros((2, 2)))
+    world._envs[1].task.data.qvel[:] = broken
+    with pytest.warns(UnstablePhysicsWarning, match="environment 1"):
+        obs, _, _, truncated, infos = world.step(np.zeros((2, 2)))
+    assert truncated.tolist() == [False, True]
+    assert np.array_equal(infos["final_obs"][1], before[1])
+    assert np.isfinite(obs).all()
+    world.close()
+
+
 def test_instability_leaves_no_trace_on_stdout_or_disk(tmp_path: Path) -> None:
     """MuJoCo's own habit is to print it and to write a file where the program stands."""
     code = (

@@ -94,17 +94,26 @@ class OfficialWorld(World):
         self._action_type = first.action_space.dtype
 
     def _advance(self, action: np.ndarray) -> Outcome:
-        obs = np.empty((self.num_envs, self.contract.obs_size))
-        scalars = np.empty((2, self.num_envs))
+        obs = np.zeros((self.num_envs, self.contract.obs_size))
+        scalars = np.zeros((2, self.num_envs))
         ends = np.zeros((2, self.num_envs), dtype=bool)
+        unstable = np.zeros(self.num_envs, dtype=bool)
         for i, env in enumerate(self._envs):
-            row, reward, cost, terminated, truncated, _ = six(
-                self.contract.task, env.step(action[i].reshape(self._shape))
-            )
+            before = _clock(env)
+            try:
+                step = env.step(action[i].reshape(self._shape))
+            except AssertionError:
+                # Its own check of the observation; where physics blew up, that is the reason.
+                if not _blew_up(env, before):
+                    raise
+                unstable[i] = True
+                continue
+            row, reward, cost, terminated, truncated, _ = six(self.contract.task, step)
             obs[i] = self._flat(row)
             scalars[:, i] = reward, cost
             ends[:, i] = terminated, truncated
-        return Outcome(obs, scalars[0], scalars[1], ends[0], ends[1])
+            unstable[i] = _blew_up(env, before)
+        return Outcome(obs, scalars[0], scalars[1], ends[0], ends[1], unstable)
 
     def _reset_rows(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         rows = []
@@ -122,6 +131,24 @@ class OfficialWorld(World):
     def close_extras(self, **_: Any) -> None:
         for env in self._envs:
             env.close()
+
+
+def _simulation(env: Any) -> Any:
+    """The MuJoCo state of an environment, where it has one."""
+    holder = getattr(env.unwrapped, "task", env.unwrapped)
+    data = getattr(holder, "data", None)
+    return data if hasattr(data, "qpos") and hasattr(data, "time") else None
+
+
+def _clock(env: Any) -> float:
+    data = _simulation(env)
+    return 0.0 if data is None else float(data.time)
+
+
+def _blew_up(env: Any, before: float) -> bool:
+    """MuJoCo starts over, clock and all, where a position or velocity is no number any more."""
+    data = _simulation(env)
+    return data is not None and not (data.time > before and np.isfinite(data.qpos).all())
 
 
 def six(task: str, step: tuple[Any, ...]) -> Step:

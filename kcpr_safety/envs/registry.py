@@ -19,6 +19,9 @@ class TaskRow:
     has_card: bool
     path: str
     """"fast" or "official"."""
+    obs_size: int | None = None
+    """Numbers observed; None where the environment would have to be built to know."""
+    action_size: int | None = None
 
 
 def resolve(task: str) -> TaskCard:
