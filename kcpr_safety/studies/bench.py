@@ -16,14 +16,13 @@ from typing import Any
 from kcpr_safety import envs
 from kcpr_safety.agents import agent_settings
 from kcpr_safety.errors import SettingsError, UnknownNameError
-from kcpr_safety.seeds import training_seeds
 from kcpr_safety.studies.bench_learner import AGENTS, DEFAULT_TASK, WINDOWS, bench_learner
 from kcpr_safety.studies.bench_sim import DEFAULT_ENVS, bench_sim
 from kcpr_safety.studies.bench_sim import DEFAULT_TASK as DEFAULT_SIM_TASK
 from kcpr_safety.studies.loop_parts import loop_figures
 from kcpr_safety.studies.transitions import random_actions
 from kcpr_safety.training.evaluation import single_thread
-from kcpr_safety.training.loop import check_device
+from kcpr_safety.training.loop import check_device, training_world
 
 BENCHES = ("sim", "learner", "loop")
 
@@ -64,10 +63,10 @@ def run(
     agent = agent or AGENTS[0]
     own = {key: item.value for key, item in card.overrides.items()}
     settings = agent_settings(agent, own | overrides)
-    world = envs.make_world(card, settings.num_envs, episode_seeds=training_seeds(_SEED))
+    world = training_world(card, settings.num_envs, _SEED)
     with single_thread():
         alone = simulation(world, seconds)
-    loop = loop_figures(card.task, agent, overrides, seconds)
+    loop = loop_figures(card.task, agent, overrides, seconds, device)
     return {
         "environment_steps_per_s": alone,
         "loop_steps_per_s": loop.pop("steps_per_s"),

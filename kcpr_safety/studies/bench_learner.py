@@ -30,7 +30,7 @@ from kcpr_safety.replay import Replay
 from kcpr_safety.seeds import training_seeds
 from kcpr_safety.studies import bench_sb3
 from kcpr_safety.studies.loop_parts import loop_figures
-from kcpr_safety.studies.products import KINDS, Limit, update_products
+from kcpr_safety.studies.products import KINDS, Limit, update_products, wait_for_device
 from kcpr_safety.studies.transitions import random_replay
 from kcpr_safety.training.evaluation import single_thread
 from kcpr_safety.training.loop import check_device
@@ -63,6 +63,7 @@ class Pace:
         started, updates, spent = time.perf_counter(), 0, 0.0
         while spent < seconds:
             self._update(_AT_ONCE)
+            wait_for_device()
             updates, spent = updates + _AT_ONCE, time.perf_counter() - started
         self._rates.setdefault(torch.get_num_threads(), []).append(updates / spent)
 
@@ -74,15 +75,15 @@ class Pace:
 class Ours:
     """One agent's learner, its pace and the limit of its products."""
 
-    def __init__(self, settings: Settings, contract: Any) -> None:
+    def __init__(self, settings: Settings, contract: Any, device: str) -> None:
         sizes = contract.obs_size, contract.action_size
         task = Task(*sizes, contract.budget, contract.time_limit)
         self.settings = settings
-        self.learner = Learner(settings, task, settings.num_envs, _SEED)
+        self.learner = Learner(settings, task, settings.num_envs, _SEED, device)
         self.products = update_products(settings, *sizes)
         self.flops = sum(product.flops for product in self.products)
         self.networks = self.learner.actor.members + self.learner.critic.members
-        self.limit = Limit(self.products)
+        self.limit = Limit(self.products, device)
 
     def begin(self, replay: Replay) -> None:
         """From now on there is something to learn from."""
@@ -98,8 +99,8 @@ class Ours:
 class Theirs:
     """Stable-Baselines3's SAC and its pace."""
 
-    def __init__(self, settings: Settings, replay: Replay) -> None:
-        self.sac = bench_sb3.Sb3Sac(settings, replay, _SEED)
+    def __init__(self, settings: Settings, replay: Replay, device: str) -> None:
+        self.sac = bench_sb3.Sb3Sac(settings, replay, _SEED, device)
         self.pace = Pace(self.sac.update)
 
     def figures(self) -> dict[str, Any]:
@@ -130,12 +131,12 @@ def bench_learner(
     some = settings[agents[0]]
     with single_thread():
         world = envs.make_world(card, some.num_envs, episode_seeds=training_seeds(_SEED))
-        ours = {agent: Ours(own, world.contract) for agent, own in settings.items()}
+        ours = {agent: Ours(own, world.contract, device) for agent, own in settings.items()}
         replay = random_replay(world, [side.learner for side in ours.values()], _FILL, _SEED)
         world.close()
         for side in ours.values():
             side.begin(replay)
-        sb3, note = _sb3(some, replay)
+        sb3, note = _sb3(some, replay, device)
         measured = [measure for side in ours.values() for measure in (side.pace, side.limit)]
         for k in range(windows):
             for threads in THREADS:
@@ -147,7 +148,7 @@ def bench_learner(
     for name in [card.task] if task else LOOP_TASKS:
         for agent in agents:
             progress(f"training {agent} on {name}")
-            loops[agent][name] = loop_figures(name, agent, overrides or {}, seconds)
+            loops[agent][name] = loop_figures(name, agent, overrides or {}, seconds, device)
     record: dict[str, Any] = {}
     for agent, side in ours.items():
         for key, value in _figures(side, sb3).items():
@@ -172,10 +173,10 @@ def bench_learner(
     }
 
 
-def _sb3(settings: Settings, replay: Replay) -> tuple[Theirs | None, str]:
+def _sb3(settings: Settings, replay: Replay, device: str) -> tuple[Theirs | None, str]:
     """The other learner, or the sentence that says how to get it."""
     try:
-        return Theirs(settings, replay), (
+        return Theirs(settings, replay, device), (
             "the unit beside SAC is one optimiser step of one MLP: it steps 2 critics and 1 actor "
             "per update (the entropy coefficient, one number here and there, does not count)"
         )

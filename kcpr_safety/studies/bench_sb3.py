@@ -30,7 +30,7 @@ class _Spaces(gymnasium.Env[np.ndarray, np.ndarray]):
 class Sb3Sac:
     """Its learner over a copy of a replay."""
 
-    def __init__(self, settings: Settings, replay: Replay, seed: int) -> None:
+    def __init__(self, settings: Settings, replay: Replay, seed: int, device: str) -> None:
         try:
             sb3: Any = importlib.import_module("stable_baselines3")
             logger: Any = importlib.import_module("stable_baselines3.common.logger")
@@ -51,10 +51,10 @@ class Sb3Sac:
             gamma=settings.gamma,
             policy_kwargs={"net_arch": [settings.width] * settings.depth},
             seed=seed,
-            device="cpu",
+            device=device,
         )
         self._sac.set_logger(logger.configure(None, []))
-        rows = layout.read(replay.rows[:count])
+        rows = layout.read(replay.rows[:count].cpu())
         obs, action, next_obs = (x.numpy() for x in (rows.obs, rows.action, rows.next_obs))
         reward, done = rows.reward.numpy(), 1.0 - rows.continues.numpy()
         for i in range(count):

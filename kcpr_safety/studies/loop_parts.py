@@ -4,7 +4,8 @@ A stop-watch with one hand: at any moment exactly one part is on, and the whole 
 Its switches are put around the calls of one run in progress, about fifteen per update; nothing
 inside them is touched. What the switches cost is measured too and handed back (`watch_share`).
 A part holds what it waits for, be it a core or Python's lock; the lock is most often awaited in
-`sample`, which is the first thing that the learner does while the simulator starts its step.
+`sample`, which is the first thing that the learner does while the simulator starts its step. On
+CUDA the parts of an update are what it takes to ask for them, and `optimiser` waits for them all.
 
     simulate    waiting for the simulator, which works beside the learner
     act         actions for the next step
@@ -27,10 +28,9 @@ from typing import Any
 from kcpr_safety import envs
 from kcpr_safety.agents import agent_settings
 from kcpr_safety.cards import TaskCard
-from kcpr_safety.seeds import training_seeds
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config
-from kcpr_safety.training.loop import Training
+from kcpr_safety.training.loop import Training, training_world
 
 PARTS = ("simulate", "act", "sample", "critics", "actors", "optimiser", "store", "rest")
 _REST = "rest"
@@ -150,15 +150,17 @@ class _Timed(Training):
 
 
 def loop_figures(
-    task: str, agent: str, overrides: Mapping[str, Any], seconds: float
+    task: str, agent: str, overrides: Mapping[str, Any], seconds: float, device: str = "cpu"
 ) -> dict[str, Any]:
     """Steps and updates per second of the whole loop, and the shares of its parts."""
     card = envs.resolve(task)
     few = {"random_steps": _RANDOM_STEPS, "capacity": _CAPACITY}
     own = {name: override.value for name, override in card.overrides.items()}
     settings = agent_settings(agent, {**own, **overrides, **few})
-    world = envs.make_world(card, settings.num_envs, episode_seeds=training_seeds(_SEED))
-    config = Config(card.task, agent, _SEED, _FOREVER, card.budget, settings, world.contract)
+    world = training_world(card, settings.num_envs, _SEED)
+    config = Config(
+        card.task, agent, _SEED, _FOREVER, card.budget, settings, world.contract, device
+    )
     with tempfile.TemporaryDirectory(prefix="kcpr-bench-") as folder:
         run = Path(folder) / "run"
         checkpoints.write_config(run, config)

@@ -23,9 +23,9 @@ def random_actions(world: envs.World, seed: int) -> list[np.ndarray]:
 
 
 def random_replay(world: envs.World, learners: Sequence[Learner], size: int, seed: int) -> Replay:
-    """At least `size` transitions; the learners' normalisers see them too."""
-    contract = world.contract
-    replay = Replay(size + world.num_envs, contract.obs_size, contract.action_size)
+    """At least `size` transitions on the learners' device; their normalisers see them too."""
+    sizes = world.contract.obs_size, world.contract.action_size
+    replay = Replay(size + world.num_envs, *sizes, learners[0].device)
     low, span = _bounds(world)
     actions = random_actions(world, seed)
     obs, _ = world.reset()
