@@ -1,0 +1,118 @@
+"""Judge runs, keep the rows, print the table: where every figure in the README comes from.
+
+    python scripts/results.py judge runs/a runs/b     evaluate each run on 50 episodes; keep a row
+    python scripts/results.py table                   write the README's table from the rows
+
+A row in `results/TASK.jsonl` holds the stable keys of every result, the command that trained the
+run, versions and machine. Judging a run again replaces the row of its agent, seed and steps.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcpr_safety.api import STABLE_KEYS, evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+EPISODES = 50
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
+_IDENTITY = ("agent", "seed", "steps", "budget", "eval_seed", "episodes")
+_KEPT = ("kept_steps", "predicted_punishment", "realised_punishment")
+
+
+def judge(run: Path) -> dict[str, Any]:
+    """Evaluate a run and put its row into the file of its task."""
+    record = evaluate(run, episodes=EPISODES).record()
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    row = {key: record[key] for key in (*STABLE_KEYS, *_KEPT)} | {
+        "path": run.name,
+        "punishment_training": [r for r in rows if r["kind"] == "train"][-1]["punishment_total"],
+        "train_wall_s": rows[-1]["wall_s"],
+        "punishment_worst": max(record["punishments"]),
+        "command": f"kcpr-safety train {record['task']} --agent {record['agent']} "
+        f"--steps {record['steps']} --seed {record['seed']}",
+        "versions": config["versions"],
+        "machine": config["machine"],
+    }
+    path = RESULTS / f"{record['task']}.jsonl"
+    kept = [old for old in read(path) if any(old[key] != row[key] for key in _IDENTITY)]
+    kept.append(row)
+    kept.sort(key=lambda r: tuple(str(r[key]) for key in _IDENTITY))
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept), encoding="utf-8")
+    return row
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of one task's file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def table() -> str:
+    """The README's table: a line for each task, number of steps and agent, over training seeds."""
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        for row in read(path):
+            groups[row["task"], row["steps"], row["agent"]].append(row)
+    lines = [
+        "| task, steps | agent | seeds | return | punishment, each seed | "
+        "worst seed's episodes over budget | punishment in training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (task, steps, agent), rows in sorted(groups.items()):
+        rows.sort(key=lambda row: int(row["seed"]))
+        returns = [row["return_mean"] for row in rows]
+        punished = ", ".join(f"{row['punishment_mean']:.1f}" for row in rows)
+        seeds = ", ".join(str(row["seed"]) for row in rows)
+        worst = max(row["over_budget_share"] for row in rows)
+        suffered = np.mean([row["punishment_training"] for row in rows])
+        spread = f" ({short(min(returns))} to {short(max(returns))})" if len(rows) > 1 else ""
+        lines.append(
+            f"| {task}, {steps:,} | {agent} | {seeds} | {short(float(np.mean(returns)))}{spread} | "
+            f"{punished} | {worst:.0%} | {suffered:,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def short(value: float) -> str:
+    """Four digits at most."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def readme(text: str) -> str:
+    """The README with its table replaced."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    note = (
+        f"Deterministic policy, {EPISODES} full episodes a seed on evaluation seeds that training "
+        "never meets, budget 25;\nmean (and range) over training seeds. Each row of "
+        "[results/](results/) holds the command that trained it; `python scripts/results.py judge "
+        "RUN`\nmade it, `python scripts/results.py table` this table.\n\n"
+    )
+    return before + BEGIN + note + table() + END + after
+
+
+def main() -> int:
+    match sys.argv[1:]:
+        case ["judge", *runs] if runs:
+            for run in runs:
+                row = judge(Path(run))
+                print(json.dumps({key: row[key] for key in STABLE_KEYS}), flush=True)
+        case ["table"]:
+            path = ROOT / "README.md"
+            path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
+        case _:
+            print(__doc__)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

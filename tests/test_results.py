@@ -1,0 +1,26 @@
+"""Is the README's table made of the rows that are kept?"""
+
+import json
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "results.py"))
+
+
+def test_the_readme_shows_the_rows() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert SCRIPT["readme"](text) == text, "run: python scripts/results.py table"
+
+
+def test_every_row_has_the_stable_keys_and_its_command() -> None:
+    files = sorted((ROOT / "results").glob("*.jsonl"))
+    assert files
+    for path in files:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            assert set(SCRIPT["STABLE_KEYS"]) <= set(row)
+            assert row["task"] == path.stem
+            assert row["eval_seed"] >= 10_000
+            assert row["episodes"] == SCRIPT["EPISODES"]
+            assert row["command"].startswith(f"kcpr-safety train {row['task']}")
