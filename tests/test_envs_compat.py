@@ -155,3 +155,23 @@ def test_missing_gl_is_named() -> None:
     assert "libegl1" in str(error)
     other = ValueError("something else")
     assert official.translated("T", other) is other
+
+
+def test_a_missing_gl_library_is_said_at_the_door() -> None:
+    """MuJoCo loads what MUJOCO_GL names while it is imported; here it is made to miss it."""
+    code = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'mujoco':\n"
+        "            raise AttributeError(\"'NoneType' object has no attribute 'glGetError'\")\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from kcpr_safety.errors import EnvironmentFault\n"
+        "try:\n"
+        "    import kcpr_safety.envs\n"
+        "except EnvironmentFault as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "libosmesa6" in run.stdout
+    assert run.stdout.count("\n") == 1

@@ -6,6 +6,7 @@ obs, _ = world.reset()
 obs, reward, terminated, truncated, infos = world.step(action)
 """
 
+import kcpr_safety.envs.engine  # noqa: F401 (first: says what is missing where MuJoCo cannot load)
 from kcpr_safety.envs.conformance import Finding, check_environment
 from kcpr_safety.envs.official import make_official
 from kcpr_safety.envs.registry import TaskRow, make_world, registered_tasks, resolve
