@@ -91,7 +91,7 @@ def show_learner(record: dict[str, Any]) -> None:
 def _speed(record: dict[str, Any], agents: list[str]) -> list[tuple[object, ...]]:
     """Rows of the first table."""
     many, sb3, cores = record["all_threads"], record["sb3"], record["cores"]
-    gemm, layers = record["gemm_by_threads"], f"{record['depth']} x {record['width']}"
+    gemm = record["gemm_by_threads"]
 
     def row(
         name: str, figure: Callable[[str], object], other: Callable[[], object] = lambda: None
@@ -103,7 +103,8 @@ def _speed(record: dict[str, Any], agents: list[str]) -> list[tuple[object, ...]
 
     rows = [
         row("batch", lambda a: record["batch"], lambda: record["batch"]),
-        row("hidden layers", lambda a: layers, lambda: layers),
+        row("hidden layers", lambda a: record["depth"], lambda: record["depth"]),
+        row("units in each", lambda a: record["width"], lambda: record["width"]),
         row("parameters", lambda a: record["parameters"][a], lambda: sb3["parameters"]),
         row("networks per update", lambda a: record["networks"][a], lambda: sb3["networks"]),
         row("MFLOP per update", lambda a: record["flops_per_update"][a] / 1e6),
