@@ -6,6 +6,9 @@ The backward pass is written out, so that it fills one flat gradient, skips the 
 the input's gradient is wanted (actors through critics) and the input where only the weights' is,
 and costs no graph. The optimiser and the target average then work on single flat tensors.
 
+What passes between layers lives in buffers that are used again: arrays of this size come fresh from
+the operating system at every call otherwise, and its page faults cost as much as the products.
+
 Hidden layers are `x W + b`, optionally layer-normalised (no affine part: the next weight holds
 it), then ReLU.
 """
@@ -27,7 +30,10 @@ LAYER_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Trace:
-    """What a backward pass needs of its forward pass: each layer's input and normalisation."""
+    """What a backward pass needs of its forward pass: each layer's input and normalisation.
+
+    Valid until the next forward pass of as many rows and members through the same stack.
+    """
 
     inputs: list[Tensor]
     norms: list[tuple[Tensor, ...]]
@@ -51,6 +57,8 @@ class Stack:
             raise ValueError(f"flat buffer of {flat.numel()} does not hold {members} x {sizes}")
         self.flat = flat
         self._layers = split(flat, members, sizes)
+        self._buffers: dict[tuple[str, int, int, int], Tensor] = {}
+        self._slots: dict[int, Layers] = {}
 
     def initialise(self, generator: torch.Generator, *, last_scale: float = 1.0) -> "Stack":
         """Draw all parameters from +-1/sqrt(fan-in); the last layer's times `last_scale`."""
@@ -74,9 +82,10 @@ class Stack:
         """Outputs of the first `members` members, and what `backward` needs."""
         count = members or self.members
         trace = Trace([], [])
-        for weight, bias in self._layers[:-1]:
+        for index, (weight, bias) in enumerate(self._layers[:-1]):
             trace.inputs.append(x)
-            x = torch.baddbmm(bias[:count], x, weight[:count])
+            buffer = self._buffer("forward", index, count, x.shape[1])
+            x = torch.baddbmm(bias[:count], x, weight[:count], out=buffer)
             if self.layer_norm:
                 before = x
                 x, mean, rstd = torch.native_layer_norm(
@@ -94,7 +103,10 @@ class Stack:
 
     def parameter_gradient(self, trace: Trace, grad: Outputs, into: Tensor) -> None:
         """Write the gradient of every parameter into a flat buffer like `flat`."""
-        slots = split(into, self.members, self.sizes)
+        slots = self._slots.get(into.data_ptr())
+        if slots is None:
+            slots = split(into, self.members, self.sizes)
+            self._slots = {into.data_ptr(): slots}
         for index in range(len(self._layers) - 1, -1, -1):
             torch.bmm(trace.inputs[index].transpose(1, 2), grad, out=slots[index][0])
             torch.sum(grad, dim=1, keepdim=True, out=slots[index][1])
@@ -110,10 +122,21 @@ class Stack:
         weight = self._layers[0][0][: grad.shape[0], columns]
         return torch.bmm(grad, weight.transpose(1, 2))
 
+    def _buffer(self, use: str, layer: int, members: int, rows: int) -> Tensor:
+        """Room for what a hidden layer puts out, or for its gradient."""
+        key = (use, layer, members, rows)
+        if key not in self._buffers:
+            self._buffers[key] = self.flat.new_empty(members, rows, self.sizes[layer + 1])
+        return self._buffers[key]
+
     def _below(self, trace: Trace, grad: Tensor, index: int) -> Tensor:
         """From the gradient at layer `index`'s output to that at the layer below's."""
-        grad = torch.bmm(grad, self._layers[index][0][: grad.shape[0]].transpose(1, 2))
-        grad = torch.ops.aten.threshold_backward(grad, trace.inputs[index], 0.0)
+        weight = self._layers[index][0][: grad.shape[0]]
+        buffer = self._buffer("backward", index - 1, *grad.shape[:2])
+        grad = torch.bmm(grad, weight.transpose(1, 2), out=buffer)
+        torch.ops.aten.threshold_backward.grad_input(
+            grad, trace.inputs[index], 0.0, grad_input=grad
+        )
         if self.layer_norm:
             before, mean, rstd = trace.norms[index - 1]
             grad = torch.ops.aten.native_layer_norm_backward(
