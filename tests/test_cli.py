@@ -76,7 +76,7 @@ def test_wrong_words(capfd: pytest.CaptureFixture[str], words: list[str], senten
     assert sentence in fault(capfd, *words)
 
 
-@pytest.mark.parametrize("command", ["train", "bench sim --task"])
+@pytest.mark.parametrize("command", ["train", "bench sim"])
 def test_unknown_task_names_the_near_one(capfd: pytest.CaptureFixture[str], command: str) -> None:
     said = fault(capfd, *command.split(), "SafetyHalfCheetaVelocity-v1")
     assert f"did you mean {TASK}" in said

@@ -15,13 +15,13 @@ class Bench:
     """Measure the speed of the simulator, the learner, or the whole training loop."""
 
     examples: ClassVar[str] = """
-  kcpr-safety bench sim --task SafetyPointGoal1-v0
+  kcpr-safety bench sim SafetyPointGoal1-v0
   kcpr-safety bench learner              kcpr and sac-lag beside the machine's limit (4 minutes)
   kcpr-safety bench loop --seconds 30
 """
     what: Annotated[Positional[str], arg(metavar="{sim,learner,loop}")]
     """What to measure."""
-    task: Annotated[str | None, arg(metavar="TASK", help_behavior_hint=OPTIONAL)] = None
+    task: Annotated[Positional[str | None], arg(metavar="TASK", help_behavior_hint=OPTIONAL)] = None
     """The task to measure with."""
     agent: Annotated[str | None, arg(metavar="{kcpr,sac,sac-lag}", help_behavior_hint=OPTIONAL)] = (
         None
