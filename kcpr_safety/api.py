@@ -118,7 +118,8 @@ def train(
     TensorBoard. What is left None has the task's default. An existing run is never overwritten.
     Ctrl-C saves everything and raises a `KcprError` that says how to go on.
     """
-    from kcpr_safety.training.loop import TrainOptions, train_run
+    from kcpr_safety.training.loop import train_run
+    from kcpr_safety.training.options import TrainOptions
 
     options = TrainOptions(
         task=task,

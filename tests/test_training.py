@@ -21,8 +21,10 @@ from kcpr_safety.policy_file import RUN_FILE, read_policy
 from kcpr_safety.seeds import consecutive_seeds
 from kcpr_safety.training import checkpoints, loop
 from kcpr_safety.training.evaluation import Critic, evaluate_policy, rollout
-from kcpr_safety.training.loop import Interrupted, TrainOptions, resume_run, train_run
+from kcpr_safety.training.loop import resume_run, train_run
+from kcpr_safety.training.options import TrainOptions
 from kcpr_safety.training.sinks import read_rows
+from kcpr_safety.training.stopping import Interrupted
 
 CARD = TaskCard("SafetySprint-v0", "sprint", "", "one fast step", budget=5.0)
 FEW = {"width": 8, "batch": 16, "random_steps": 200, "num_envs": 20, "updates_per_step": 0.02}

@@ -10,14 +10,12 @@ margin of the budget; while none was, the one with the least punishment.
 """
 
 import math
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,12 @@ import torch
 from torch import Tensor
 
 from kcpr_safety import envs
-from kcpr_safety.agents import Learner, Settings, agent_settings
+from kcpr_safety.agents import Learner, agent_settings
 from kcpr_safety.agents.continuous import Task
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.controller import controller_from_tensors
-from kcpr_safety.errors import FileFault, KcprError, SettingsError, TrainingFault
+from kcpr_safety.errors import FileFault, SettingsError, TrainingFault
 from kcpr_safety.policy_file import RUN_FILE, PolicyFile, read_policy, write_policy
 from kcpr_safety.replay import Replay
 from kcpr_safety.seeds import FIRST_VALIDATION_SEED, consecutive_seeds, training_seeds
@@ -39,7 +37,9 @@ from kcpr_safety.stats import over_budget
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config, Counters
 from kcpr_safety.training.evaluation import Critic, rollout, single_thread
+from kcpr_safety.training.options import RunSummary, TrainOptions
 from kcpr_safety.training.sinks import JsonLines, Sink
+from kcpr_safety.training.stopping import Interrupted, stop_requests
 from kcpr_safety.transition import Batch
 
 DEFAULT_STEPS = 300_000
@@ -50,57 +50,6 @@ FEASIBLE_SHARE = 0.8
 CHECKPOINT_PERIOD_S = 180.0
 _LOG_EVERY = 2_000
 _EPISODES_SHOWN = 20
-
-
-class Interrupted(KcprError):
-    """Training was stopped by its user; everything is saved."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What `train_run` needs to know; None means the default of the task or agent."""
-
-    task: str
-    out: Path
-    agent: str = "kcpr"
-    steps: int | None = None
-    seed: int = 0
-    budget: float | None = None
-    num_envs: int | None = None
-    init: Path | None = None
-    device: str = "cpu"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that differ from the agent's and the task card's."""
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """How a run ended: the validation of the policy that it kept."""
-
-    config: Config
-    run: Path
-    wall_s: float
-    kept: Mapping[str, Any]
-    punishment_total: float
-
-    def record(self) -> dict[str, Any]:
-        """JSON values under the stable keys; `eval_seed` is None, for this is no evaluation."""
-        return {
-            "task": self.config.task,
-            "agent": self.config.agent,
-            "seed": self.config.seed,
-            "eval_seed": None,
-            "steps": self.config.steps,
-            "wall_s": self.wall_s,
-            "return_mean": self.kept.get("return_mean"),
-            "punishment_mean": self.kept.get("punishment_mean"),
-            "episodes": self.kept.get("episodes", 0),
-            "over_budget_share": self.kept.get("over_budget_share"),
-            "budget": self.config.budget,
-            "path": str(self.run),
-            "kept_steps": self.kept.get("steps"),
-            "punishment_total": self.punishment_total,
-        }
 
 
 def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
@@ -416,32 +365,9 @@ def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
     return (row["feasible"], row["return_mean"] if row["feasible"] else -row["punishment_mean"])
 
 
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; a second one interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def request(*_: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, request)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.as_tensor(array, dtype=torch.float32)
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-__all__ = ["RunSummary", "Settings", "TrainOptions", "Training", "resume_run", "train_run"]
