@@ -32,7 +32,7 @@ LAYER_NORM_EPS = 1e-5
 class Trace:
     """What a backward pass needs of its forward pass: each layer's input and normalisation.
 
-    Valid until the next forward pass of as many rows and members through the same stack.
+    Valid until the next `forward` in the same workspace.
     """
 
     inputs: list[Tensor]
@@ -46,18 +46,60 @@ class Trace:
         return Trace([x[:, :count] for x in self.inputs], norms)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The layers of some members and their transposed weights, sliced once."""
+
+    layers: Layers
+    transposed: list[Tensor]
+
+    @staticmethod
+    def of(layers: Layers) -> "_Part":
+        return _Part(layers, [weight.transpose(1, 2) for weight, _ in layers])
+
+
+class Workspace:
+    """Room for what passes between layers, used again by every pass that shares it.
+
+    Few and small enough arrays stay in the core's own cache; the more of them, the slower each.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def room(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An array of that shape, whose content lasts until the name is asked for again."""
+        view = self._views.get((name, shape))
+        if view is None:
+            size = math.prod(shape)
+            array = self._arrays.get(name)
+            if array is None or array.numel() < size:
+                array = self._arrays[name] = like.new_empty(size)
+                self._views = {k: v for k, v in self._views.items() if k[0] != name}
+            view = self._views[name, shape] = array[:size].view(shape)
+        return view
+
+
 class Stack:
     """M MLPs of the same sizes over one flat float buffer."""
 
     def __init__(
-        self, members: int, sizes: Sequence[int], *, layer_norm: bool = False, flat: Tensor
+        self,
+        members: int,
+        sizes: Sequence[int],
+        *,
+        layer_norm: bool = False,
+        flat: Tensor,
+        workspace: "Workspace | None" = None,
     ) -> None:
         self.members, self.sizes, self.layer_norm = members, tuple(sizes), layer_norm
         if flat.numel() != parameter_count(members, sizes):
             raise ValueError(f"flat buffer of {flat.numel()} does not hold {members} x {sizes}")
         self.flat = flat
         self._layers = split(flat, members, sizes)
-        self._buffers: dict[tuple[str, int, int, int], Tensor] = {}
+        self._parts = {members: _Part.of(self._layers)}
+        self._workspace = workspace or Workspace()
         self._slots: dict[int, Layers] = {}
 
     def initialise(self, generator: torch.Generator, *, last_scale: float = 1.0) -> "Stack":
@@ -71,21 +113,30 @@ class Stack:
         return self
 
     def twin(self) -> "Stack":
-        """A copy in a buffer of its own: a target network."""
-        return Stack(self.members, self.sizes, layer_norm=self.layer_norm, flat=self.flat.clone())
+        """A copy with parameters of its own and the same workspace: a target network."""
+        return Stack(
+            self.members,
+            self.sizes,
+            layer_norm=self.layer_norm,
+            flat=self.flat.clone(),
+            workspace=self._workspace,
+        )
 
     def layers(self) -> Layers:
         """(weight [M, in, out], bias [M, 1, out]) of each layer: views of `flat`."""
         return self._layers
 
-    def forward(self, x: Inputs, members: int | None = None) -> tuple[Outputs, Trace]:
-        """Outputs of the first `members` members, and what `backward` needs."""
+    def forward(
+        self, x: Inputs, members: int | None = None, *, use: str = "forward"
+    ) -> tuple[Outputs, Trace]:
+        """Outputs of the first `members` members, and what a backward pass needs."""
         count = members or self.members
+        part = self._part(count)
         trace = Trace([], [])
-        for index, (weight, bias) in enumerate(self._layers[:-1]):
+        for index, (weight, bias) in enumerate(part.layers[:-1]):
             trace.inputs.append(x)
-            buffer = self._buffer("forward", index, count, x.shape[1])
-            x = torch.baddbmm(bias[:count], x, weight[:count], out=buffer)
+            buffer = self._buffer(use, index, count, x.shape[1])
+            x = torch.baddbmm(bias, x, weight, out=buffer)
             if self.layer_norm:
                 before = x
                 x, mean, rstd = torch.native_layer_norm(
@@ -93,13 +144,13 @@ class Stack:
                 )
                 trace.norms.append((before, mean, rstd))
             x = x.relu_()
-        weight, bias = self._layers[-1]
+        weight, bias = part.layers[-1]
         trace.inputs.append(x)
-        return torch.baddbmm(bias[:count], x, weight[:count]), trace
+        return torch.baddbmm(bias, x, weight), trace
 
     def __call__(self, x: Inputs) -> Outputs:
-        """Outputs of every member."""
-        return self.forward(x)[0]
+        """Outputs of every member; leaves traces alone, but not a backward pass's gradients."""
+        return self.forward(x, use="backward")[0]
 
     def parameter_gradient(self, trace: Trace, grad: Outputs, into: Tensor) -> None:
         """Write the gradient of every parameter into a flat buffer like `flat`."""
@@ -119,21 +170,27 @@ class Stack:
         """Gradient of some of the input's columns; the parameters are left alone."""
         for index in range(len(self._layers) - 1, 0, -1):
             grad = self._below(trace, grad, index)
-        weight = self._layers[0][0][: grad.shape[0], columns]
-        return torch.bmm(grad, weight.transpose(1, 2))
+        return torch.bmm(grad, self._part(grad.shape[0]).transposed[0][..., columns])
+
+    def _part(self, members: int) -> "_Part":
+        """The first `members` members' layers."""
+        if members not in self._parts:
+            cut = [(weight[:members], bias[:members]) for weight, bias in self._layers]
+            self._parts[members] = _Part.of(cut)
+        return self._parts[members]
 
     def _buffer(self, use: str, layer: int, members: int, rows: int) -> Tensor:
         """Room for what a hidden layer puts out, or for its gradient."""
-        key = (use, layer, members, rows)
-        if key not in self._buffers:
-            self._buffers[key] = self.flat.new_empty(members, rows, self.sizes[layer + 1])
-        return self._buffers[key]
+        shape = (members, rows, self.sizes[layer + 1])
+        return self._workspace.room(f"{use} {layer}", shape, self.flat)
 
     def _below(self, trace: Trace, grad: Tensor, index: int) -> Tensor:
         """From the gradient at layer `index`'s output to that at the layer below's."""
-        weight = self._layers[index][0][: grad.shape[0]]
+        weight = self._part(grad.shape[0]).transposed[index]
         buffer = self._buffer("backward", index - 1, *grad.shape[:2])
-        grad = torch.bmm(grad, weight.transpose(1, 2), out=buffer)
+        # One column makes this an outer product, which is no work for a matrix kernel.
+        product = torch.bmm if grad.shape[-1] > 1 else torch.mul
+        grad = product(grad, weight, out=buffer)
         torch.ops.aten.threshold_backward.grad_input(
             grad, trace.inputs[index], 0.0, grad_input=grad
         )

@@ -237,8 +237,8 @@ def test_a_learner_that_diverged_stops_training(
 ) -> None:
     original = loop.Learner.update
 
-    def broken(self: Any, batch: Any) -> Any:
-        return original(self, batch) | {"critic_loss": torch.tensor(float("nan"))}
+    def broken(self: Any, batch: Any, *, measure: bool = True) -> Any:
+        return original(self, batch, measure=measure) | {"critic_loss": torch.tensor(float("nan"))}
 
     monkeypatch.setattr(loop.Learner, "update", broken)
     with pytest.raises(TrainingFault, match="critic_loss became not finite"):

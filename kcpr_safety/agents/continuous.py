@@ -114,6 +114,7 @@ class Learner:
         self.obs_moments = Moments(task.obs_size)
         self.return_scale = ReturnScale(num_envs, settings.gamma)
         self.updates = 0
+        self._inputs: dict[tuple[int, int], Tensor] = {}
         self.refresh_normaliser()
 
     # ------------------------------------------------------------------------------ experience
@@ -147,15 +148,16 @@ class Learner:
     # -------------------------------------------------------------------------------- learning
 
     @torch.no_grad()
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def update(self, batch: Batch, *, measure: bool = True) -> dict[str, Tensor]:
         """One update of everything from B transitions on the learner's device.
 
-        Returns metrics, not yet read out.
+        Returns metrics, not yet read out; none unless `measure`, for they cost a few percent.
         """
         count = batch.obs.shape[0]
-        obs, next_obs = self._normalise(batch.obs), self._normalise(batch.next_obs)
+        both = self._normalise(torch.cat([batch.obs, batch.next_obs]))
+        obs, next_obs = both[:count], both[count:]
         noise = self._noise(self.actor.members, 2 * count, self.task.action_size)
-        out, trace = self.actor.forward(self._rows(torch.cat([obs, next_obs]), self.actor))
+        out, trace = self.actor.forward(self._rows(both, self.actor))
         heads = self._heads(out)
         drawn = torch.addcmul(heads.mean, heads.std, noise)
         log_prob = gaussian.tanh_log_prob(drawn, heads.log_std, noise)
@@ -182,6 +184,8 @@ class Learner:
         entropy = -log_prob[0, :count].mean()
         self._tune_temperature(entropy)
         self.target.flat.lerp_(self.critic.flat, self.settings.target_rate)
+        if not measure:
+            return {}
         per_episode = self.task.time_limit * (1.0 - self.settings.gamma) / self.punishment_scale
         return {
             "critic_loss": 0.5 * error.square().mean(1).sum(),
@@ -202,8 +206,7 @@ class Learner:
         settings = self.settings
         # The deployed action is the noiseless one; an uncoupled agent has one policy for all.
         actions = torch.stack([action[0], action[-1], torch.tanh(heads.mean[0])])
-        inputs = torch.cat([next_obs.expand(3, *next_obs.shape), actions], dim=-1)
-        next_q = self.target(inputs.repeat_interleave(2, dim=0))[..., 0]
+        next_q = self.target(self._twice(next_obs, actions))[..., 0]
         discount = settings.gamma * batch.continues
         reward = batch.reward * self.return_scale.scale
         punishment = batch.punishment * self.punishment_scale
@@ -226,9 +229,7 @@ class Learner:
         self, obs: Tensor, action: Tensor
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
         """(dQ_R/da of the lower twin at pi_R's action, dQ_P/da of the higher at pi_P's)."""
-        actions = action[[0, 0, -1, -1]]
-        inputs = torch.cat([obs.expand(4, *obs.shape), actions], dim=-1)
-        q, trace = self.critic.forward(inputs, members=4)
+        q, trace = self.critic.forward(self._twice(obs, action.expand(2, *obs.shape[:1], -1)), 4)
         lower = (q[0] < q[1]).float()
         higher = (q[2] > q[3]).float()
         weights = torch.stack([lower, 1.0 - lower, higher, 1.0 - higher])
@@ -308,6 +309,19 @@ class Learner:
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator).to(self.device)
 
+    def _twice(
+        self, obs: Float[Tensor, "batch obs"], actions: Float[Tensor, "values batch action"]
+    ) -> Float[Tensor, "members batch input"]:
+        """Critics' inputs where each action goes to a pair of twins; valid until the next call."""
+        values, count, size = len(actions), obs.shape[0], obs.shape[1]
+        if (values, count) not in self._inputs:
+            shape = (values, 2, count, size + actions.shape[-1])
+            self._inputs[values, count] = torch.empty(shape, device=self.device)
+        inputs = self._inputs[values, count]
+        inputs[..., :size].copy_(obs)
+        inputs[..., size:].copy_(actions[:, None])
+        return inputs.view(2 * values, count, -1)
+
     @staticmethod
     def _rows(x: Tensor, stack: Stack) -> Tensor:
         """The same rows for every member, without a copy."""
@@ -342,7 +356,8 @@ class Learner:
         return self.task.time_limit * (1.0 - self.settings.gamma) / max(self.task.budget, 1.0)
 
     def _normalise(self, obs: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
-        return ((obs - self.obs_mean) * self.obs_scale).clamp_(-MAX_NORMALISED, MAX_NORMALISED)
+        centred = (obs - self.obs_mean).mul_(self.obs_scale)
+        return centred.clamp_(-MAX_NORMALISED, MAX_NORMALISED)
 
     def refresh_normaliser(self) -> None:
         """Take over what the moments say by now."""

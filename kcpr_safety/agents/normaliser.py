@@ -41,14 +41,16 @@ class ReturnScale:
         self.gamma, self.floor = gamma, floor
         self.moments = Moments(1)
         self.running = torch.zeros(num_envs, dtype=torch.float64)
+        self.refresh()
 
     def add(self, reward: Float[Tensor, "envs"], ended: Bool[Tensor, "envs"]) -> None:
         """Advance every environment's running return by one reward."""
         self.running = self.gamma * self.running + reward.double()
         self.moments.add(self.running[:, None])
         self.running = self.running.masked_fill(ended, 0.0)
+        self.refresh()
 
-    @property
-    def scale(self) -> float:
+    def refresh(self) -> None:
+        """Take over what the moments say by now."""
+        self.scale = 1.0 / max(float(self.moments.deviation), self.floor)
         """What to multiply rewards by."""
-        return 1.0 / max(float(self.moments.deviation), self.floor)

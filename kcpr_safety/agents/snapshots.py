@@ -90,6 +90,7 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
         moments.count = tensors[f"{prefix}_count"].clone()
         moments.mean = tensors[f"{prefix}_mean"].clone()
         moments.squares = tensors[f"{prefix}_squares"].clone()
+    learner.return_scale.refresh()
     learner.generator.set_state(tensors["generator"])
     learner.log_tau, learner.controller.integral, updates = tensors["scalars"].tolist()
     learner.updates = int(updates)

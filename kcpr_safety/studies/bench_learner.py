@@ -91,7 +91,7 @@ class Ours:
 
         def update(times: int) -> None:
             for _ in range(times):
-                self.learner.update(replay.draw(self.settings.batch, generator))
+                self.learner.update(replay.draw(self.settings.batch, generator), measure=False)
 
         self.pace = Pace(update)
 

@@ -128,8 +128,8 @@ class _Timed(Training):
         self.simulating += time.perf_counter() - started
         return outcome
 
-    def _learn(self) -> dict[str, Any]:
-        metrics = super()._learn()
+    def _learn(self, *, measure: bool = True) -> dict[str, Any]:
+        metrics = super()._learn(measure=measure)
         # Between the last update and `_store` the loop only waits for the simulator.
         self.watch.to("simulate")
         return metrics

@@ -1,6 +1,6 @@
 """How good and how safe is one fixed policy on episodes that it has never met?
 
-Full episodes, noiseless actions, one explicit seed per episode. The controller is always asked one
+Full episodes, noiseless actions, one explicit seed per episode. The controller is asked one
 row at a time, as on a robot: what it answers then depends neither on how many environments run side
 by side nor on how this machine blocks its matrix products, and an exported controller that gives
 the same actions gives the same episodes to the last bit.
@@ -40,6 +40,9 @@ SIDE_BY_SIDE = 10
 
 _TAIL = 5.0
 """A step's discounted future counts as known this many effective horizons before the end."""
+
+Act = Callable[[Controller, np.ndarray], np.ndarray]
+"""(controller, observations of all environments) -> commands"""
 
 OnStep = Callable[[int, int], None]
 """(episode steps done, episode steps in all)"""
@@ -111,15 +114,17 @@ def rollout(
     episodes: int,
     critic: Critic | None = None,
     on_step: OnStep | None = None,
+    act: Act | None = None,
 ) -> Episodes:
     """`episodes` full episodes, in the order of the world's schedule of seeds."""
+    act = act or act_by_row
     traces: list[_Trace] = []
     total = episodes * world.contract.time_limit
     for start in range(0, episodes, world.num_envs):
         block = [_Trace([], [], [], []) for _ in range(min(world.num_envs, episodes - start))]
         obs, _ = world.reset(options={"episodes": [start // world.num_envs] * world.num_envs})
         for step in range(world.contract.time_limit):
-            actions = act_by_row(controller, obs)
+            actions = act(controller, obs)
             before = obs
             obs, reward, terminated, truncated, infos = world.step(actions)
             for i, trace in enumerate(block):
@@ -152,6 +157,15 @@ def act_by_row(
     """The controller's answer to each row alone."""
     rows: Tensor = torch.as_tensor(obs, dtype=torch.float32)
     return np.concatenate([controller(row[None]).numpy() for row in rows]).astype(np.float64)
+
+
+@torch.no_grad()
+def act_together(
+    controller: Controller, obs: Float[np.ndarray, "envs obs"]
+) -> Float[np.ndarray, "envs action"]:
+    """The same but for the last bits, which depend on how many rows there are: for training."""
+    actions: np.ndarray = controller(torch.as_tensor(obs, dtype=torch.float32)).numpy()
+    return actions.astype(np.float64)
 
 
 def _calibration(traces: list[_Trace], critic: Critic) -> tuple[float, float]:

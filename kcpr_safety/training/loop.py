@@ -36,7 +36,7 @@ from kcpr_safety.seeds import FIRST_VALIDATION_SEED, consecutive_seeds, training
 from kcpr_safety.stats import over_budget
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config, Counters
-from kcpr_safety.training.evaluation import Critic, rollout, single_thread
+from kcpr_safety.training.evaluation import Critic, act_together, rollout, single_thread
 from kcpr_safety.training.options import RunSummary, TrainOptions
 from kcpr_safety.training.sinks import JsonLines, Sink
 from kcpr_safety.training.stopping import Interrupted, stop_requests
@@ -189,7 +189,8 @@ class Training:
             action = self.learner.act(obs) if learning else self._random_action()
             stepping = simulator.submit(self.world.step, self._command(action))
             if learning:
-                metrics = self._learn() or metrics
+                log_due = self.steps + settings.num_envs - marks["log"] >= _LOG_EVERY
+                metrics = self._learn(measure=log_due) or metrics
             obs = self._store(obs, action, stepping.result())
             if learning:
                 self.learner.controller.advance(settings.num_envs)
@@ -216,14 +217,15 @@ class Training:
                 saved = time.perf_counter()
         self._save(log.size, finished=True)
 
-    def _learn(self) -> dict[str, Tensor]:
+    def _learn(self, *, measure: bool = True) -> dict[str, Tensor]:
         """The updates that this step owes, from transitions stored before it."""
         settings = self.config.settings
         self.owed += settings.updates_per_step * settings.num_envs
         metrics: dict[str, Tensor] = {}
         while self.owed >= 1.0:
             self.owed -= 1.0
-            metrics = self.learner.update(self.replay.draw(settings.batch, self.generator))
+            batch = self.replay.draw(settings.batch, self.generator)
+            metrics = self.learner.update(batch, measure=measure and self.owed < 1.0)
         return metrics
 
     def _store(self, obs: Tensor, action: Tensor, stepped: tuple[Any, ...]) -> Tensor:
@@ -292,7 +294,14 @@ class Training:
         """Judge the present policy on validation seeds, and keep it if it is the best yet."""
         policy = self._policy()
         controller = controller_from_tensors(policy.tensors, policy.contract)
-        done = rollout(controller, self._validation_world(), VALIDATION_EPISODES, Critic(policy))
+        # Many rows at once: nothing is claimed from these episodes, and it saves a third.
+        done = rollout(
+            controller,
+            self._validation_world(),
+            VALIDATION_EPISODES,
+            Critic(policy),
+            act=act_together,
+        )
         row = {
             "kind": "validation",
             "steps": self.steps,
