@@ -107,6 +107,8 @@ def train(
     num_envs: int | None = None,
     init: StrPath | None = None,
     device: str = "cpu",
+    threads: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
     progress: bool = False,
     tensorboard: bool = False,
 ) -> Result:
@@ -114,7 +116,9 @@ def train(
 
     `task` is a task card's name or any registered Safety-Gymnasium id; `agent` is kcpr, sac or
     sac-lag; `budget` replaces the card's allowed punishment per episode; `init` is a run or bundle
-    to start from; `progress` shows a live display on stderr; `tensorboard` also writes curves for
+    to start from; `threads` is how many cores the learner may use (default 2; give 1 to each of two
+    runs side by side); `overrides` replaces numbers of the agent (`agents.settings.Settings`);
+    `progress` shows a live display on stderr; `tensorboard` also writes curves for
     TensorBoard. What is left None has the task's default. An existing run is never overwritten.
     Ctrl-C saves everything and raises a `KcprError` that says how to go on.
     """
@@ -131,6 +135,8 @@ def train(
         num_envs=num_envs,
         init=None if init is None else locate(init),
         device=device,
+        threads=threads,
+        overrides=overrides or {},
     )
     return Result.from_record(train_run(options, _sinks(progress, tensorboard)).record())
 

@@ -1,5 +1,6 @@
 """Does the continuous learner do what KCPR says, and nothing under another's name?"""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -204,7 +205,7 @@ def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
     first = make()
     for step in range(3):
         first.update(draw_batch(step))
-        first.finished([40.0])
+        first.finished({0: 40.0})
         first.controller.advance(100)
     second = make(seed=7)
     restore(second, {name: value.clone() for name, value in snapshot(first).items()})
@@ -237,20 +238,44 @@ def test_a_warm_start_acts_like_the_policy_that_it_starts_from() -> None:
 
 
 def test_the_controller_raises_m_over_budget_and_stops_at_its_bounds() -> None:
-    settings = Settings(m_start=0.1, m_low=0.05, m_high=0.4, m_rate=1e-3, m_gain=0.3)
+    settings = Settings(m_start=0.1, m_low=0.05, m_high=0.8, m_rate=1e-3, m_gain=0.3)
     controller = BudgetController(settings, budget=25.0)
     assert controller.m == pytest.approx(0.1)
-    controller.finished([50.0] * 20)
-    assert controller.error == 1.0
-    assert controller.m == pytest.approx(0.1 * 2.718281828**0.3)
+    controller.finished([20.0 * math.e] * 20)  # one e-fold over the aim, 0.8 * 25
+    assert controller.error == pytest.approx(1.0)
+    assert controller.m == pytest.approx(0.1 * math.exp(0.3))
     controller.advance(1000)
-    assert controller.m == pytest.approx(0.1 * 2.718281828**1.3)
+    assert controller.m == pytest.approx(0.1 * math.exp(1.3))
     controller.advance(10**6)
-    assert controller.m == pytest.approx(0.4)
+    assert controller.m == pytest.approx(0.8)
     controller.finished([0.0] * 20)
-    assert controller.error == pytest.approx(-0.8)
+    assert controller.error == pytest.approx(-1.0)
     controller.advance(1000)  # no wind-up: it leaves the bound at once
-    assert controller.m == pytest.approx(0.4 * 2.718281828 ** (-0.8 - 0.24))
+    assert controller.m == pytest.approx(0.8 * math.exp(-1.3))
+    controller.finished([1e6] * 20)
+    assert controller.error == pytest.approx(2.0)
+
+
+def test_any_punishment_breaks_a_budget_of_zero() -> None:
+    controller = BudgetController(Settings(), budget=0.0)
+    controller.finished([0.0])
+    assert controller.error == -1.0
+    controller.finished([1.0])
+    assert controller.error == 2.0
+
+
+def test_only_noiseless_environments_move_the_controller_and_they_act_as_deployed() -> None:
+    learner = make(replace(SMALL, num_envs=4, noiseless=0.5))
+    learner.finished({1: 7.0, 2: 90.0})
+    assert learner.controller.spent == 7.0
+    obs = draw_batch(1, size=4).obs
+    first, second = learner.act(obs), learner.act(obs)
+    assert torch.equal(first[:2], second[:2])
+    torch.testing.assert_close(first[:2], torch.tanh(heads(learner, obs).mean[0, :2]))
+    assert not torch.isclose(first[2:], second[2:]).any()
+    everyone = make(replace(SMALL, num_envs=4, noiseless=0.0))
+    everyone.finished({1: 7.0, 2: 93.0})
+    assert everyone.controller.spent == 50.0
 
 
 def test_moments_equal_those_of_all_rows_at_once() -> None:

@@ -3,12 +3,15 @@
 One number m multiplies the punishment module: tau_P = tau_P0 / m, k_P = k_P0 / m, hence
 lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's values moves. With
 
-    error = clip( mean punishment of the last 20 episodes / budget - aim, -1, 1 )
+    error = clip( log( mean punishment of the last 10 episodes / (aim * budget) ), -1, 2 )
 
 m = exp( integral + gain * error ), the integral moves by rate * error per environment step, and
 both stay within [m_low, m_high], where the integral stops (anti-windup). The rate is slow on
 purpose: a policy needs tens of thousands of steps to follow its multiplier, and an integral that
-outruns it oscillates. Punishment is the undiscounted sum per episode, which is what a budget is.
+outruns it oscillates, or ends the task before it was learned. The logarithm makes it quick where
+an episode spends the budget many times over (a runner above its speed limit) and patient where it
+is two or three times (a robot among obstacles). Punishment is the undiscounted sum per episode,
+which is what a budget is.
 """
 
 import math
@@ -17,8 +20,11 @@ from collections.abc import Sequence
 
 from kcpr_safety.agents.settings import Settings
 
-WINDOW = 20
+WINDOW = 10
 """Episodes that the controller looks back on."""
+
+ERROR_RANGE = (-1.0, 2.0)
+"""In e-folds of punishment: a third of the aim, and seven times it."""
 
 
 class BudgetController:
@@ -31,12 +37,18 @@ class BudgetController:
 
     @property
     def error(self) -> float:
-        """Relative overspending of recent episodes against the aim, clipped to [-1, 1]."""
+        """Overspending of recent episodes against the aim, in e-folds, clipped."""
         if not self.recent:
             return 0.0
-        # A budget of zero is legal: any punishment is then a full error.
-        spent = sum(self.recent) / len(self.recent) / max(self.budget, 1e-6)
-        return max(-1.0, min(1.0, spent - self.settings.aim))
+        low, high = ERROR_RANGE
+        # A budget of zero is legal: any punishment is then the largest error.
+        aim = max(self.settings.aim * self.budget, 1e-6)
+        return min(math.log(max(self.spent / aim, math.exp(low))), high)
+
+    @property
+    def spent(self) -> float:
+        """Mean punishment of recent episodes; NaN before any."""
+        return sum(self.recent) / len(self.recent) if self.recent else math.nan
 
     @property
     def m(self) -> float:

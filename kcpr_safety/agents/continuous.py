@@ -24,6 +24,7 @@ Source: KCPR in arXiv:2606.28152; this continuous form is the project's own.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -125,15 +126,25 @@ class Learner:
         self.return_scale.add(batch.reward, ended)
         self.refresh_normaliser()
 
-    def finished(self, punishments: list[float]) -> None:
-        """Take note of episodes that ended."""
-        self.controller.finished(punishments)
+    def finished(self, punishments: Mapping[int, float]) -> None:
+        """Take note of episodes that ended: their punishment by environment.
+
+        The budget is the deployed policy's, so only what that suffered moves the controller.
+        """
+        noiseless = self.noiseless_envs or self.settings.num_envs
+        self.controller.finished([spent for env, spent in punishments.items() if env < noiseless])
+
+    @property
+    def noiseless_envs(self) -> int:
+        """The first so many environments act as the deployed policy does."""
+        return round(self.settings.noiseless * self.settings.num_envs)
 
     def act(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs action"]:
-        """Exploring actions in [-1, 1], drawn from the reward module."""
+        """Actions in [-1, 1] of the reward module: exploring ones after the noiseless rows."""
         x = self._normalise(obs.to(self.device))
         heads = self._heads(self.actor(self._rows(x, self.actor)))
         noise = self._noise(*heads.mean.shape[1:])
+        noise[: self.noiseless_envs] = 0.0
         return torch.tanh(gaussian.sample(heads.mean[0], heads.log_std[0], noise)).cpu()
 
     def evaluate(

@@ -36,12 +36,14 @@ class Settings:
     """The controller's floor: a weight that fell to nothing takes too long to come back."""
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
-    m_rate: float = 2.5e-5
-    """Integral rate: e-folds of m per environment step, at a full error."""
+    m_rate: float = 5e-6
+    """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim."""
     m_gain: float = 0.3
-    """Proportional gain: e-folds of m at a full error."""
+    """Proportional gain: e-folds of m per e-fold of punishment over the aim."""
     aim: float = 0.8
     """Share of the budget that the controller aims at."""
+    noiseless: float = 0.25
+    """Share of environments that act without noise, as deployed; they alone move the controller."""
 
     entropy_floor: float = 1e-3
     """Lowest tau_R; the KL regularises too, and tuning alone would let tau_R collapse."""
@@ -63,7 +65,7 @@ class Settings:
     """Transitions per update."""
     updates_per_step: float = 0.25
     """Learner updates per environment step."""
-    num_envs: int = 8
+    num_envs: int = 16
     """Environments side by side."""
     random_steps: int = 5_000
     """Steps of uniformly random actions before learning starts."""
@@ -100,6 +102,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "m_rate": (0.0, 1.0),
     "m_gain": (0.0, 10.0),
     "aim": (0.0, 1.0),
+    "noiseless": (0.0, 1.0),
     "entropy_floor": (0.0, 10.0),
     "entropy_target": (-20.0, 1.0),
     "width": (1, 4096),

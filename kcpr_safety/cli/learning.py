@@ -7,7 +7,16 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
-from kcpr_safety.cli.options import Count, File, Folder, Number, Place, ShowsResult
+from kcpr_safety.cli.options import (
+    Count,
+    File,
+    Folder,
+    Number,
+    Place,
+    Settings,
+    ShowsResult,
+    parse_settings,
+)
 from kcpr_safety.errors import KcprError
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED
 
@@ -57,6 +66,7 @@ class Train(ShowsResult):
   kcpr-safety train SafetyPointGoal1-v0
   kcpr-safety train SafetyPointGoal1-v0 --agent sac-lag --seed 1 --out runs/baseline
   kcpr-safety train SafetyAntVelocity-v1 --steps 500_000 --budget 10
+  kcpr-safety train SafetyHopperVelocity-v1 --set gamma=0.995 --set width=256
   kcpr-safety train SafetyCarGoal1-v0 --init runs/SafetyPointGoal1-v0-kcpr-seed0
 """
     task: Annotated[Positional[str], arg(metavar="TASK")]
@@ -77,6 +87,10 @@ class Train(ShowsResult):
     """Start from the weights of this run or bundle."""
     device: str = "cpu"
     """Where to learn: cpu, cuda, cuda:1 ..."""
+    threads: Count = None
+    """Cores of the learner; not given: 2. Give 1 to each of two runs side by side."""
+    set: Settings = ()
+    """Replace numbers of the agent, for research; a wrong name lists the right ones."""
     tensorboard: bool = False
     """Also write curves for TensorBoard into the run folder."""
     json: bool = False
@@ -95,6 +109,8 @@ class Train(ShowsResult):
             num_envs=self.envs,
             init=self.init,
             device=self.device,
+            threads=self.threads,
+            overrides=parse_settings(self.set),
             progress=True,
             tensorboard=self.tensorboard,
         )

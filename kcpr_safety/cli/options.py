@@ -5,19 +5,41 @@ docstrings below them), `examples` closes its help, and `run` calls the Python A
 `--json` prints. Heavy imports wait until a command runs, so that help is instant.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from kcpr_safety.cli import show
+from kcpr_safety.errors import SettingsError
 
 OPTIONAL = "(optional)"
 Count = Annotated[int | None, arg(metavar="INT", help_behavior_hint=OPTIONAL)]
 Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=OPTIONAL)]
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint=OPTIONAL)]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=OPTIONAL)]
+Settings = Annotated[
+    tuple[str, ...], arg(metavar="NAME=NUMBER", help_behavior_hint="(repeatable)"), UseAppendAction
+]
 Place = Annotated[str | None, arg(metavar="RUN|BUNDLE", help_behavior_hint=OPTIONAL)]
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, bool | int | float]:
+    """Numbers by name from NAME=NUMBER texts."""
+    parsed: dict[str, bool | int | float] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            value = json.loads(text)
+            if not isinstance(value, bool | int | float):
+                raise ValueError
+        except ValueError as error:
+            raise SettingsError(
+                f"--set takes NAME=NUMBER, such as gamma=0.995, not '{pair}'"
+            ) from error
+        parsed[name.strip().replace("-", "_")] = value
+    return parsed
 
 
 class Command(Protocol):

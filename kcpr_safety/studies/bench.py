@@ -21,7 +21,7 @@ from kcpr_safety.studies.bench_sim import DEFAULT_ENVS, bench_sim
 from kcpr_safety.studies.bench_sim import DEFAULT_TASK as DEFAULT_SIM_TASK
 from kcpr_safety.studies.loop_parts import loop_figures
 from kcpr_safety.studies.transitions import random_actions
-from kcpr_safety.training.evaluation import single_thread
+from kcpr_safety.training.evaluation import torch_threads
 from kcpr_safety.training.loop import check_device, training_world
 
 BENCHES = ("sim", "learner", "loop")
@@ -64,7 +64,7 @@ def run(
     own = {key: item.value for key, item in card.overrides.items()}
     settings = agent_settings(agent, own | overrides)
     world = training_world(card, settings.num_envs, _SEED)
-    with single_thread():
+    with torch_threads():
         alone = simulation(world, seconds)
     loop = loop_figures(card.task, agent, overrides, seconds, device)
     return {

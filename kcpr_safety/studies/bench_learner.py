@@ -32,7 +32,7 @@ from kcpr_safety.studies import bench_sb3
 from kcpr_safety.studies.loop_parts import loop_figures
 from kcpr_safety.studies.products import KINDS, Limit, update_products, wait_for_device
 from kcpr_safety.studies.transitions import random_replay
-from kcpr_safety.training.evaluation import single_thread
+from kcpr_safety.training.evaluation import torch_threads
 from kcpr_safety.training.loop import check_device
 
 AGENTS = ("kcpr", "sac-lag")
@@ -129,7 +129,7 @@ def bench_learner(
     numbers = {name: item.value for name, item in card.overrides.items()} | dict(overrides or {})
     settings = {agent: agent_settings(agent, numbers) for agent in agents}
     some = settings[agents[0]]
-    with single_thread():
+    with torch_threads():
         world = envs.make_world(card, some.num_envs, episode_seeds=training_seeds(_SEED))
         ours = {agent: Ours(own, world.contract, device) for agent, own in settings.items()}
         replay = random_replay(world, [side.learner for side in ours.values()], _FILL, _SEED)

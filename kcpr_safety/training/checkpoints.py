@@ -47,6 +47,8 @@ class Config:
     settings: Settings
     contract: Contract
     device: str = "cpu"
+    threads: int = 1
+    """Cores of the learner; results repeat to the last bit only on the same number."""
 
     def to_json(self) -> str:
         record = asdict(self) | {
@@ -116,6 +118,7 @@ def read_config(run: Path) -> Config:
             settings=Settings(**record["settings"]),
             contract=Contract.from_json(json.dumps(record["contract"])),
             device=str(record["device"]),
+            threads=int(record.get("threads", 1)),
         )
     except (ValueError, TypeError, KeyError, RecursionError, KcprError) as error:
         raise FileFault(f"{path} is not the configuration of a run: {error}") from error

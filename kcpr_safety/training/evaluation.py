@@ -198,7 +198,7 @@ def evaluate_policy(
     policy = read_policy(path)
     world = world_of(policy, min(episodes, SIDE_BY_SIDE), eval_seed)
     controller = controller_from_tensors(policy.tensors, policy.contract)
-    with single_thread():
+    with torch_threads():
         done = rollout(controller, world, episodes, Critic(policy), on_step)
     budget = policy.contract.budget
     return {
@@ -244,12 +244,15 @@ def world_of(policy: PolicyFile, num_envs: int, eval_seed: int) -> World:
     return world
 
 
-class single_thread:
-    """Within: torch on one thread, which is fastest for rows and keeps the other core free."""
+class torch_threads:
+    """Within: torch on so many threads; on one, which is fastest for rows, unless said."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
 
     def __enter__(self) -> None:
         self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
+        torch.set_num_threads(self._count)
 
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._before)

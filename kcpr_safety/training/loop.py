@@ -10,6 +10,7 @@ margin of the budget; while none was, the one with the least punishment.
 """
 
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -36,7 +37,7 @@ from kcpr_safety.seeds import FIRST_VALIDATION_SEED, consecutive_seeds, training
 from kcpr_safety.stats import over_budget
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config, Counters
-from kcpr_safety.training.evaluation import Critic, act_together, rollout, single_thread
+from kcpr_safety.training.evaluation import Critic, act_together, rollout, torch_threads
 from kcpr_safety.training.options import RunSummary, TrainOptions
 from kcpr_safety.training.sinks import JsonLines, Sink
 from kcpr_safety.training.stopping import Interrupted, stop_requests
@@ -79,6 +80,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
         settings=settings,
         contract=world.contract,
         device=options.device,
+        threads=learner_threads(options.threads),
     )
     checkpoints.write_config(options.out, config)
     training = Training(options.out, config, world, card)
@@ -105,8 +107,18 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
 
 
 def training_world(card: TaskCard, num_envs: int, seed: int) -> envs.World:
-    """A world on one thread: the learner, which takes longer, has the other core to itself."""
+    """A world on one thread: the learner takes far longer and needs the other core more."""
     return envs.make_world(card, num_envs, episode_seeds=training_seeds(seed), threads=1)
+
+
+def learner_threads(asked: int | None) -> int:
+    """Cores that the learner gets: more than two only get in each other's way at these sizes."""
+    cores = os.cpu_count() or 1
+    if asked is None:
+        return min(2, cores)
+    if not 1 <= asked <= cores:
+        raise SettingsError(f"{asked} threads; this machine has 1 to {cores} to give")
+    return asked
 
 
 def check_device(device: str) -> None:
@@ -161,7 +173,11 @@ class Training:
             for sink in everyone:
                 opened.append(sink)
                 sink.open(self.folder, self.config.task, self.config.steps, self.config.budget)
-            with single_thread(), stop_requests() as stop, ThreadPoolExecutor(1) as simulator:
+            with (
+                torch_threads(self.config.threads),
+                stop_requests() as stop,
+                ThreadPoolExecutor(1) as simulator,
+            ):
                 self._loop(simulator, everyone, log, stop)
         finally:
             for sink in opened:
@@ -249,7 +265,8 @@ class Training:
         if ended.any():
             finished = self._sums[:, ended]
             self.recent.extend((float(r), float(p)) for r, p in finished.T)
-            self.learner.finished(finished[1].tolist())
+            which = np.flatnonzero(ended).tolist()
+            self.learner.finished(dict(zip(which, finished[1].tolist(), strict=True)))
             self._sums[:, ended] = 0.0
         return _tensor(next_obs)
 
@@ -282,6 +299,7 @@ class Training:
             "return_mean": float(recent[:, 0].mean()),
             "punishment_mean": float(recent[:, 1].mean()),
             "punishment_total": self.punishment_total,
+            "deployed_punishment": self.learner.controller.spent,
             "coupling_m": self.learner.controller.m,
             "lambda": self.learner.weight,
             "entropy_temperature": math.exp(self.learner.log_tau),

@@ -21,6 +21,8 @@ class TrainOptions:
     num_envs: int | None = None
     init: Path | None = None
     device: str = "cpu"
+    threads: int | None = None
+    """Cores that the learner may use; None: two, or the one that there is."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the agent's and the task card's."""
 
