@@ -79,8 +79,11 @@ def show_learner(record: dict[str, Any]) -> None:
     )
     print_ = show.console().print
     print_(f"\n{record['sb3_note']}")
-    load, cores, gemm = record["load_average"], record["cores"], record["gemm_by_threads"]
-    print_(f"load average {load:.1f} on {cores} cores; any other load is part of these figures")
+    load, cores, gemm = record["load_average"], record["threads"], record["gemm_by_threads"]
+    print_(
+        f"load average {load:.1f} on {record['cores']} cores; "
+        "any other load is part of these figures"
+    )
     if any(limits[str(cores)]["all"] < limits["1"]["all"] for limits in gemm.values()):
         print_(
             f"{cores} threads were slower than one, so this machine is busy, and the limit is that "
@@ -90,7 +93,7 @@ def show_learner(record: dict[str, Any]) -> None:
 
 def _speed(record: dict[str, Any], agents: list[str]) -> list[tuple[object, ...]]:
     """Rows of the first table."""
-    many, sb3, cores = record["all_threads"], record["sb3"], record["cores"]
+    one, sb3, threads = record["one_thread"], record["sb3"], record["threads"]
     gemm = record["gemm_by_threads"]
 
     def row(
@@ -108,28 +111,26 @@ def _speed(record: dict[str, Any], agents: list[str]) -> list[tuple[object, ...]
         row("parameters", lambda a: record["parameters"][a], lambda: sb3["parameters"]),
         row("networks per update", lambda a: record["networks"][a], lambda: sb3["networks"]),
         row("MFLOP per update", lambda a: record["flops_per_update"][a] / 1e6),
+        row("threads", lambda a: threads, lambda: threads),
         row("updates/s", lambda a: record["updates_per_s"][a], lambda: sb3["updates_per_s"]),
         row("GFLOP/s", lambda a: record["gflops"][a]),
-        row("GFLOP/s of its products alone", lambda a: gemm[a]["1"]["all"]),
+        row("GFLOP/s of its products alone", lambda a: gemm[a][str(threads)]["all"]),
+        row("share of that limit", lambda a: share(record["ratio_gemm"][a])),
     ]
-    if cores > 1:
-        on = f" on {cores} threads"
-        rows += [
-            row(
-                f"updates/s{on}",
-                lambda a: many[a]["updates_per_s"],
-                lambda: sb3["all_threads_updates_per_s"],
-            ),
-            row(f"GFLOP/s{on}", lambda a: many[a]["gflops"]),
-            row(f"GFLOP/s of its products alone{on}", lambda a: gemm[a][str(cores)]["all"]),
-        ]
-    rows.append(row(f"share of {cores} cores' limit", lambda a: share(record["ratio_gemm"][a])))
-    if cores > 1:
-        rows.append(row(f"... {on.strip()}", lambda a: share(many[a]["ratio_gemm"])))
     if sb3:
         rows.append(row("network-updates/s beside SAC's", lambda a: record["ratio_sb3"][a]))
-    if sb3 and cores > 1:
-        rows.append(row(f"... {on.strip()}", lambda a: many[a]["ratio_sb3"]))
+    if threads > 1:
+        rows += [
+            row(
+                "on one thread: updates/s",
+                lambda a: one[a]["updates_per_s"],
+                lambda: sb3["one_thread_updates_per_s"],
+            ),
+            row("... GFLOP/s", lambda a: one[a]["gflops"]),
+            row("... GFLOP/s of its products alone", lambda a: gemm[a]["1"]["all"]),
+        ]
+        if sb3:
+            rows.append(row("... network-updates/s beside SAC's", lambda a: one[a]["ratio_sb3"]))
     return rows
 
 
