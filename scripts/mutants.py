@@ -30,8 +30,8 @@ MUTATIONS = (
     Mutation(
         "sign of the punishment in its target",
         "kcpr_safety/ops/bellman.py",
-        "return (punishment + discount * (next_q.amax(0) + regularisation)).clamp_min(0.0)",
-        "return (-punishment + discount * (next_q.amax(0) + regularisation)).clamp_min(0.0)",
+        "return (punishment + discount * (next_q.mean(0) + regularisation)).clamp_min(0.0)",
+        "return (-punishment + discount * (next_q.mean(0) + regularisation)).clamp_min(0.0)",
         "tests/test_agents.py",
     ),
     Mutation(
@@ -44,8 +44,8 @@ MUTATIONS = (
     Mutation(
         "sign of the punishment in the loss",
         "kcpr_safety/ops/losses.py",
-        "return (entropy * log_prob + q.amax(0) + k * kl).mean()",
-        "return (entropy * log_prob - q.amax(0) + k * kl).mean()",
+        "return (entropy * log_prob + q.mean(0) + k * kl).mean()",
+        "return (entropy * log_prob - q.mean(0) + k * kl).mean()",
         "tests/test_ops_gradients.py",
     ),
     Mutation(

@@ -122,5 +122,5 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         )
     if settings.lagrangian:
         pull = settings.lagrangian * m
-        actor_loss = actor_loss + pull * twins(constant, 2, obs, action).amax(0).mean()
+        actor_loss = actor_loss + pull * twins(constant, 2, obs, action).mean()
     return torch.autograd.grad(critic_loss + actor_loss, flat)[0]

@@ -194,11 +194,24 @@ def test_the_step_is_adams() -> None:
     torch.testing.assert_close(learner.parameters, parameters.detach(), atol=1e-6, rtol=1e-5)
 
 
-def test_the_targets_follow_slowly() -> None:
+def test_the_targets_and_the_deployed_policy_follow_slowly() -> None:
     learner = make(replace(SMALL, target_rate=0.25))
-    before = learner.target.flat.clone()
-    learner.update(draw_batch(0))
-    torch.testing.assert_close(learner.target.flat, 0.75 * before + 0.25 * learner.critic.flat)
+    for follower, leader in ((learner.target, learner.critic), (learner.deployed, learner.actor)):
+        before = follower.flat.clone()
+        learner.update(draw_batch(0))
+        torch.testing.assert_close(follower.flat, 0.75 * before + 0.25 * leader.flat)
+
+
+def test_the_learning_rate_falls_evenly() -> None:
+    moved = []
+    for progress in (0.0, 0.5, 1.0):
+        learner = make(replace(SMALL, learning_rate_left=0.2))
+        learner.progress = progress
+        before = learner.parameters.clone()
+        learner.update(draw_batch(0))
+        moved.append((learner.parameters - before).norm())
+    assert moved[1] / moved[0] == pytest.approx(0.6, rel=1e-3)
+    assert moved[2] / moved[0] == pytest.approx(0.2, rel=1e-3)
 
 
 def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
@@ -225,14 +238,13 @@ def test_a_checkpoint_of_another_shape_is_refused() -> None:
 def test_a_warm_start_acts_like_the_policy_that_it_starts_from() -> None:
     first, second = make(), make(seed=3)
     first.update(draw_batch(0))
+    assert not torch.equal(first.deployed.flat, first.actor.flat)
     warm_start(second, policy_tensors(first))
     obs = draw_batch(4).obs
-    torch.testing.assert_close(
-        heads(second, obs).mean,
-        heads(first, obs).mean,
-        atol=1e-4,
-        rtol=1e-4,
-    )
+    first.actor.flat.copy_(first.deployed.flat)  # which is the policy that files hold
+    expected = heads(first, obs).mean
+    torch.testing.assert_close(heads(second, obs).mean, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(second.deployed.flat, second.actor.flat)
     with pytest.raises(TrainingFault, match="cannot start"):
         warm_start(make(replace(SMALL, width=8)), policy_tensors(first))
 
@@ -272,6 +284,8 @@ def test_only_noiseless_environments_move_the_controller_and_they_act_as_deploye
     first, second = learner.act(obs), learner.act(obs)
     assert torch.equal(first[:2], second[:2])
     torch.testing.assert_close(first[:2], torch.tanh(heads(learner, obs).mean[0, :2]))
+    learner.deployed.flat.mul_(2.0)
+    assert not torch.isclose(learner.act(obs)[:2], first[:2]).any()
     assert not torch.isclose(first[2:], second[2:]).any()
     everyone = make(replace(SMALL, num_envs=4, noiseless=0.0))
     everyone.finished({1: 7.0, 2: 93.0})

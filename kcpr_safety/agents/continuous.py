@@ -106,6 +106,10 @@ class Learner:
         self.actor.initialise(self.generator, last_scale=0.1)
         self.critic.initialise(self.generator)
         self.target = self.critic.twin()
+        self.deployed = self.actor.twin()
+        """The slow average of the actors: what noiseless environments and policy files hold."""
+        self.progress = 0.0
+        """Share of training that is done, for the learning rate; the loop moves it."""
         ranges = torch.tensor([LOG_STD_RANGE, gaussian.LOG_RATIO_RANGE], device=self.device)[
             :actors
         ]
@@ -144,8 +148,11 @@ class Learner:
         x = self._normalise(obs.to(self.device))
         heads = self._heads(self.actor(self._rows(x, self.actor)))
         noise = self._noise(*heads.mean.shape[1:])
-        noise[: self.noiseless_envs] = 0.0
-        return torch.tanh(gaussian.sample(heads.mean[0], heads.log_std[0], noise)).cpu()
+        drawn = gaussian.sample(heads.mean[0], heads.log_std[0], noise)
+        if self.noiseless_envs:
+            first = self._rows(x[: self.noiseless_envs], self.deployed)
+            drawn[: self.noiseless_envs] = self.deployed(first)[0, :, : self.task.action_size]
+        return torch.tanh(drawn).cpu()
 
     def evaluate(
         self, obs: Float[Tensor, "batch obs"], action: Float[Tensor, "batch action"]
@@ -195,6 +202,7 @@ class Learner:
         entropy = -log_prob[0, :count].mean()
         self._tune_temperature(entropy)
         self.target.flat.lerp_(self.critic.flat, self.settings.target_rate)
+        self.deployed.flat.lerp_(self.actor.flat, self.settings.target_rate)
         if not measure:
             return {}
         per_episode = self.task.time_limit * (1.0 - self.settings.gamma) / self.punishment_scale
@@ -239,11 +247,11 @@ class Learner:
     def _q_slopes(
         self, obs: Tensor, action: Tensor
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
-        """(dQ_R/da of the lower twin at pi_R's action, dQ_P/da of the higher at pi_P's)."""
+        """(dQ_R/da of the lower twin at pi_R's action, mean dQ_P/da of both at pi_P's)."""
         q, trace = self.critic.forward(self._twice(obs, action.expand(2, *obs.shape[:1], -1)), 4)
         lower = (q[0] < q[1]).float()
-        higher = (q[2] > q[3]).float()
-        weights = torch.stack([lower, 1.0 - lower, higher, 1.0 - higher])
+        half = torch.full_like(lower, 0.5)
+        weights = torch.stack([lower, 1.0 - lower, half, half])
         slopes = self.critic.input_gradient(trace, weights, slice(self.task.obs_size, None))
         return slopes[REWARD].sum(0), slopes[PUNISHMENT].sum(0)
 
@@ -274,6 +282,7 @@ class Learner:
     def _step(self) -> None:
         """One Adam step on actors and critics together."""
         self.updates += 1
+        left = 1.0 - (1.0 - self.settings.learning_rate_left) * self.progress
         adam(
             [self.parameters],
             [self.gradient],
@@ -286,7 +295,7 @@ class Learner:
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=self.settings.learning_rate,
+            lr=self.settings.learning_rate * left,
             weight_decay=0.0,
             eps=1e-8,
             maximize=False,

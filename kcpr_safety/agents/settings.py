@@ -59,8 +59,10 @@ class Settings:
     """Discount per step."""
     learning_rate: float = 1e-3
     """Adam's step, for critics, actors and temperature."""
+    learning_rate_left: float = 0.1
+    """Share of that step that is left at the end of training; it falls evenly."""
     target_rate: float = 0.005
-    """Share of the critics that enters their targets at each update."""
+    """Share of critics (actors) that enters their targets (the deployed policy) at each update."""
     batch: int = 128
     """Transitions per update."""
     updates_per_step: float = 0.25
@@ -109,6 +111,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "depth": (1, 7),
     "gamma": (0.0, 0.99999),
     "learning_rate": (1e-8, 1.0),
+    "learning_rate_left": (0.0, 1.0),
     "target_rate": (1e-6, 1.0),
     "batch": (1, 65_536),
     "updates_per_step": (0.0, 64.0),

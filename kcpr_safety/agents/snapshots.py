@@ -23,7 +23,7 @@ def policy_tensors(learner: Learner) -> dict[str, Tensor]:
         "obs_mean": learner.obs_mean.cpu().clone(),
         "obs_scale": learner.obs_scale.cpu().clone(),
     }
-    for name, stack in (("actor", learner.actor), ("critic", learner.critic)):
+    for name, stack in (("actor", learner.deployed), ("critic", learner.critic)):
         for i, (weight, bias) in enumerate(stack.layers()):
             if name == "actor" and not learner.settings.coupled:
                 # Offset zero: the fallback of an agent without a companion is itself.
@@ -47,6 +47,7 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
                     )
                 own.copy_(given[: stack.members])
     learner.target.flat.copy_(learner.critic.flat)
+    learner.deployed.flat.copy_(learner.actor.flat)
     # As if it had been seen in this many rows: new data soon outweighs it.
     count = float(learner.settings.random_steps)
     learner.obs_moments.count.fill_(count)
@@ -61,6 +62,7 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
     return {
         "parameters": learner.parameters,
         "target": learner.target.flat,
+        "deployed": learner.deployed.flat,
         "adam_first": learner.adam[0],
         "adam_second": learner.adam[1],
         "generator": learner.generator.get_state(),
@@ -84,7 +86,7 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     for key, value in own.items():
         if key not in tensors or tensors[key].shape != value.shape:
             raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
-    for key in ("parameters", "target", "adam_first", "adam_second"):
+    for key in ("parameters", "target", "deployed", "adam_first", "adam_second"):
         own[key].copy_(tensors[key])
     for prefix, moments in (("obs", learner.obs_moments), ("return", learner.return_scale.moments)):
         moments.count = tensors[f"{prefix}_count"].clone()

@@ -1,11 +1,15 @@
 """What does each critic learn towards?
 
     reward       y = r + g (min Q_R(s', a') - tau_R log pi_R(a'|s') - k_R X(pi_R)(s')),  a' ~ pi_R
-    punishment   y = c + g (max Q_P(s', a') + tau_P log pi_P(a'|s') + k_P X(pi_P)(s')),  a' ~ pi_P
+    punishment   y = c + g (mean Q_P(s', a') + tau_P log pi_P(a'|s') + k_P X(pi_P)(s')), a' ~ pi_P
     evaluation   y = c + g Q_C(s', a'),                        a' = the deployed, noiseless action
 
 X is the excess KL (`ops.gaussian`), g the discount after termination: g = gamma (1 - terminated);
-truncation bootstraps. Q_P and Q_C are punishments (>= 0), so their pessimism is the *maximum*.
+truncation bootstraps. Q_P and Q_C are punishments (>= 0). The maximum of the twins would be their
+pessimism, but it is taken again at every step: where the twins differ by a little, Q_P grows to
+several times what is ever suffered, and what it then says about *actions* is mostly that noise
+(docs/experiments.md). The mean has no such bias, and the coupling keeps pi_P too close to pi_R to
+exploit it.
 """
 
 from jaxtyping import Float
@@ -27,8 +31,8 @@ def reward_target(
 def punishment_target(
     punishment: Column, discount: Column, next_q: Twins, regularisation: Column
 ) -> Column:
-    """c + g (max over twins + regularisation), at least 0: punishments cannot be negative."""
-    return (punishment + discount * (next_q.amax(0) + regularisation)).clamp_min(0.0)
+    """c + g (mean of twins + regularisation), at least 0: punishments cannot be negative."""
+    return (punishment + discount * (next_q.mean(0) + regularisation)).clamp_min(0.0)
 
 
 def evaluation_target(punishment: Column, discount: Column, next_q: Twins) -> Twins:

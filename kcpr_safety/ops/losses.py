@@ -1,7 +1,7 @@
 """What does each policy minimise?
 
-    reward module       E[ tau_R log pi_R - min Q_R + k_R KL(pi_R || soft(pi_P)) + nu max Q_P ]
-    punishment module   E[ tau_P log pi_P + max Q_P + k_P KL(pi_P || soft(pi_R)) ]
+    reward module       E[ tau_R log pi_R - min Q_R + k_R KL(pi_R || soft(pi_P)) + nu mean Q_P ]
+    punishment module   E[ tau_P log pi_P + mean Q_P + k_P KL(pi_P || soft(pi_R)) ]
 
 nu is zero for every coupled agent: punishment then reaches the reward module only through its
 companion. nu > 0 with k = 0 is the Lagrangian baseline (SAC-Lag), nu = k = 0 is SAC.
@@ -26,8 +26,8 @@ def reward_actor_loss(log_prob: Column, q: Twins, kl: Column, entropy: float, k:
 def punishment_actor_loss(
     log_prob: Column, q: Twins, kl: Column, entropy: float, k: float
 ) -> Scalar:
-    """tau_P log pi_P + max Q_P + k_P KL, averaged over the batch (Q_P >= 0 is a punishment)."""
-    return (entropy * log_prob + q.amax(0) + k * kl).mean()
+    """tau_P log pi_P + mean Q_P + k_P KL, averaged over the batch (Q_P >= 0 is a punishment)."""
+    return (entropy * log_prob + q.mean(0) + k * kl).mean()
 
 
 def coupling_weight(softening: float, k_reward: float, k_punishment: float, tau: float) -> float:

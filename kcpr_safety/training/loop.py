@@ -1,8 +1,8 @@
 """How does a run go from nothing to a kept policy?
 
-One pass: act, let the world step, learn meanwhile, store, note what ended. The world steps on a
-thread of its own while the learner updates from what was stored *before* that step: a fixed
-schedule, not a race, so the same seed gives the same numbers however fast either side is.
+One pass: act, let the world step, learn meanwhile, store, note what ended. The learner updates from
+what was stored *before* that step: a fixed schedule, not a race, so the same seed gives the same
+numbers however fast either side is, and whether the world steps on a thread of its own or not.
 
 Every few thousand steps the noiseless policy runs full episodes on validation seeds. The policy
 that is kept is the one with the highest return among those whose mean punishment was within a
@@ -14,8 +14,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ class Training:
             with (
                 torch_threads(self.config.threads),
                 stop_requests() as stop,
-                ThreadPoolExecutor(1) as simulator,
+                _simulator(self.config.threads) as simulator,
             ):
                 self._loop(simulator, everyone, log, stop)
         finally:
@@ -188,7 +188,7 @@ class Training:
 
     def _loop(
         self,
-        simulator: ThreadPoolExecutor,
+        simulator: Executor,
         sinks: Sequence[Sink],
         log: JsonLines,
         stop: threading.Event,
@@ -260,6 +260,7 @@ class Training:
         self.replay.add(batch)
         self.learner.observe(batch, torch.as_tensor(ended))
         self.steps += len(reward)
+        self.learner.progress = min(self.steps / self.config.steps, 1.0)
         self.punishment_total += float(punishment.sum())
         self._sums += (reward, punishment)
         if ended.any():
@@ -385,6 +386,20 @@ class Training:
         self.punishment_total, self.best = counters.punishment_total, counters.best
         self._wall_before, self._metrics_bytes = counters.wall_s, counters.metrics_bytes
         self._first_episodes = counters.episodes
+
+
+class _Here(Executor):
+    """Does at once, on the caller's own thread, what it is asked for."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call(*args, **kwargs))
+        return done
+
+
+def _simulator(threads: int) -> Executor:
+    """A thread beside the learner's, or none: two threads on one core wait for each other."""
+    return ThreadPoolExecutor(1) if threads > 1 else _Here()
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
