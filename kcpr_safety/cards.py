@@ -7,6 +7,8 @@ A card is a TOML file in `tasks/`:
     description = "..."
     punishment = "centimetres ..."
     budget = 25.0                       # allowed punishment per episode
+    success = "..."                     # where an episode's own end is its success: what it means
+    commands = [[0.0, 1.0], [1.0, 0.0]] # discrete actions: the actuator commands to choose among
 
     [overrides.learning_rate]           # at most three, shared by all agents
     value = 1e-3
@@ -28,7 +30,12 @@ from kcpr_safety.errors import CardError, UnknownNameError
 MOST_OVERRIDES = 3
 
 _REQUIRED: Mapping[str, type] = {"task": str, "title": str, "description": str, "punishment": str}
-_OPTIONAL: Mapping[str, type] = {"budget": float, "overrides": dict}
+_OPTIONAL: Mapping[str, type] = {
+    "budget": float,
+    "success": str,
+    "commands": list,
+    "overrides": dict,
+}
 _OVERRIDE_KEYS = ("value", "reason")
 
 
@@ -52,6 +59,10 @@ class TaskCard:
     """What one unit of punishment (cost) is, in words."""
     budget: float = 25.0
     """Allowed punishment, summed over one full episode."""
+    success: str = ""
+    """What it means that an episode ends before its time; empty where that is no success."""
+    commands: tuple[tuple[float, ...], ...] = ()
+    """Actuator commands that a policy chooses among (`contract`); empty: any within the bounds."""
     overrides: Mapping[str, Override] = field(default_factory=dict)
     sha256: str = ""
     """Of the file's bytes; empty where there is no file."""
@@ -98,6 +109,8 @@ def _read(path: Path) -> TaskCard:
     return TaskCard(
         **{key: record[key] for key in _REQUIRED},
         budget=float(record.get("budget", TaskCard.budget)),
+        success=record.get("success", TaskCard.success),
+        commands=_commands(path, record.get("commands", [])),
         overrides=overrides,
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -120,6 +133,16 @@ def _check_keys(path: Path, record: dict[str, Any]) -> None:
     budget = record.get("budget", TaskCard.budget)
     if not (math.isfinite(budget) and budget >= 0):
         raise CardError(f"task card {path}: 'budget' must be finite and at least 0, not {budget}")
+
+
+def _commands(path: Path, rows: list[Any]) -> tuple[tuple[float, ...], ...]:
+    """Rows of numbers; whether they fit the robot is for the contract to say, which knows it."""
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or not all(_is_a(value, float) for value in row):
+            raise CardError(
+                f"task card {path}: row {i} of 'commands' must be a list of numbers, not {row!r}"
+            )
+    return tuple(tuple(float(value) for value in row) for row in rows)
 
 
 def _override(path: Path, name: str, item: object) -> Override:
@@ -145,4 +168,4 @@ def _is_a(value: object, kind: type) -> bool:
 
 
 def _words(kind: type) -> str:
-    return {str: "text", float: "a number", dict: "a table"}[kind]
+    return {str: "text", float: "a number", dict: "a table", list: "a list of lists"}[kind]

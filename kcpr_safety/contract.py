@@ -2,7 +2,8 @@
 
 A contract is made by the world that a policy was trained in, travels inside every checkpoint and
 bundle, and is all that the deployed controller and its consumers know. JSON has no infinity: an
-unbounded side is `null` there and `inf` here.
+unbounded side is `null` there and `inf` here. A table of commands is in JSON only where there is
+one, so that contracts written before there were any are still the same bytes.
 """
 
 import json
@@ -10,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from kcpr_safety.errors import FileFault
+from kcpr_safety.errors import FileFault, SettingsError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Contract:
     """Allowed punishment (cost), summed over one full episode, undiscounted."""
     punishment: str
     """What one unit of punishment is, in words."""
+    commands: tuple[tuple[float, ...], ...] = ()
+    """Discrete actions: the actuator commands (rows, actuator units) that a policy chooses among.
+    Empty where any command within the bounds may be given."""
+
+    def __post_init__(self) -> None:
+        if self.commands:
+            self._check_commands()
 
     @property
     def obs_size(self) -> int:
@@ -47,9 +55,29 @@ class Contract:
     def action_size(self) -> int:
         return len(self.action)
 
+    def _check_commands(self) -> None:
+        """A world must be able to execute every row."""
+        what = f"{self.task}: commands"
+        if len(self.commands) < 2:
+            raise SettingsError(f"{what} has one row; a choice needs at least 2")
+        for i, row in enumerate(self.commands):
+            if len(row) != self.action_size:
+                raise SettingsError(
+                    f"{what}, row {i} has {len(row)} numbers; the robot has {self.action_size} "
+                    f"actuators ({', '.join(entry.name for entry in self.action)})"
+                )
+            for value, entry in zip(row, self.action, strict=True):
+                if not (math.isfinite(value) and entry.low <= value <= entry.high):
+                    raise SettingsError(
+                        f"{what}, row {i}: {entry.name} is {value}; it must lie in "
+                        f"[{entry.low:g}, {entry.high:g}] {entry.unit}"
+                    )
+
     def to_json(self) -> str:
         """The contract as one JSON object, keys sorted, floats at round-trip precision."""
         record = asdict(self)
+        if not self.commands:
+            del record["commands"]
         for side in ("observation", "action"):
             for entry in record[side]:
                 for bound in ("low", "high"):
@@ -63,10 +91,12 @@ class Contract:
             record: dict[str, Any] = json.loads(text)
             for side in ("observation", "action"):
                 record[side] = tuple(_entry(item) for item in record[side])
+            rows = record.setdefault("commands", ())
+            record["commands"] = tuple(tuple(float(value) for value in row) for row in rows)
             if set(record) != {field.name for field in fields(cls)}:
                 raise ValueError("keys differ")
             return cls(**record)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, SettingsError) as error:
             raise FileFault(f"not a contract of this package: {error}") from error
 
 

@@ -5,10 +5,16 @@
     fallback = squash(m_R + s_R * offset)       offset: the punishment module's, in those units
     squash   = clamp(low + (tanh(m) + 1) / 2 * (high - low), low, high)
 
-A row with a NaN or infinity is answered with the declared safe action, zero command clamped to the
-bounds. The module is stateless, deterministic, float32 and the same work on every call; it is the
-policy that evaluation runs and, scripted and frozen, the one in a bundle. Annotations are plain
-torch types because TorchScript reads them.
+and where the contract has a table of commands,
+
+    nominal  = row argmax_a [ w_0 Q_R(x, a) + w_1 Q_P(x, a) ]      w = (h_R, b h_P)
+    fallback = row argmax_a Q_P(x, a)                              Q_P: value of minus punishment
+
+of which the second is the punishment module without its companion. Of equal values the first row
+counts. A row with a NaN or infinity is answered with the declared safe action, zero command clamped
+to the bounds, whether or not a table of commands holds it. The module is stateless, deterministic,
+float32 and the same work on every call; it is the policy that evaluation runs and, scripted and
+frozen, the one in a bundle. Annotations are plain torch types because TorchScript reads them.
 """
 
 from collections.abc import Mapping
@@ -48,7 +54,7 @@ class Dense(nn.Module):
 
 
 class Module(nn.Module):
-    """One module's actor: normalised observation to the last layer's outputs."""
+    """One module's network: normalised observation to the last layer's outputs."""
 
     def __init__(self, layers: list[Dense]) -> None:
         super().__init__()
@@ -63,25 +69,18 @@ class Module(nn.Module):
 
 
 class Controller(nn.Module):
-    """Both modules with normaliser and bounds inside; every method takes float32 [batch, obs]."""
+    """What every kind has: two modules and their normaliser; methods take float32 [batch, obs]."""
 
     mean: Tensor
     scale: Tensor
-    low: Tensor
-    high: Tensor
-    span: Tensor
     safe: Tensor
     obs_size: int
-    action_size: int
     limit: float
-    log_std_low: float
-    log_std_high: float
     non_finite: int
 
     def __init__(
         self,
-        reward: Module,
-        punishment: Module,
+        modules: tuple[Module, Module],
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
     ) -> None:
@@ -89,20 +88,14 @@ class Controller(nn.Module):
         low, high = bounds
         if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
             raise ValueError("every action needs finite bounds with low < high")
-        self.reward = reward
-        self.punishment = punishment
+        self.reward, self.punishment = modules
         # TorchScript sees attributes, not the names of this file.
         self.obs_size = int(normaliser[0].shape[0])
-        self.action_size = int(low.shape[0])
         self.limit = MAX_NORMALISED
-        self.log_std_low, self.log_std_high = LOG_STD_RANGE
         self.non_finite = NON_FINITE
         for name, value in (
             ("mean", normaliser[0]),
             ("scale", normaliser[1]),
-            ("low", low),
-            ("high", high),
-            ("span", high - low),
             ("safe", torch.zeros_like(low).clamp(low, high)),
         ):
             self.register_buffer(name, _own(value))
@@ -110,6 +103,57 @@ class Controller(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """The deterministic action that is deployed: the reward module's."""
         return self.nominal(obs)
+
+    def nominal(self, obs: Tensor) -> Tensor:
+        """The reward module's action."""
+        raise NotImplementedError
+
+    def fallback(self, obs: Tensor) -> Tensor:
+        """The punishment module's action: learned avoidance, not a certified stop."""
+        raise NotImplementedError
+
+    @torch.jit.export
+    def check(self, obs: Tensor) -> Tensor:
+        """int64 [batch]: 0, or the bits that say what is wrong with each row."""
+        self._refuse(obs)
+        invalid = torch.logical_not(torch.isfinite(obs).all(dim=1))
+        return invalid.to(torch.int64) * self.non_finite
+
+    def _normalise(self, obs: Tensor) -> Tensor:
+        self._refuse(obs)
+        # NaN passes a clamp, so it has to go before; its row is overruled by the safe action.
+        finite = torch.where(torch.isfinite(obs), obs, torch.zeros_like(obs))
+        return torch.clamp((finite - self.mean) * self.scale, -self.limit, self.limit)
+
+    def _refuse(self, obs: Tensor) -> None:
+        if obs.dtype != torch.float32:
+            raise ValueError("the observation must be float32")
+        if obs.dim() != 2 or obs.size(1) != self.obs_size:
+            raise ValueError(f"the observation must be [batch, {self.obs_size}], not {obs.size()}")
+
+
+class ContinuousController(Controller):
+    """Any command within the bounds: both modules' networks are actors."""
+
+    low: Tensor
+    high: Tensor
+    span: Tensor
+    action_size: int
+    log_std_low: float
+    log_std_high: float
+
+    def __init__(
+        self,
+        modules: tuple[Module, Module],
+        normaliser: tuple[Tensor, Tensor],
+        bounds: tuple[Tensor, Tensor],
+    ) -> None:
+        super().__init__(modules, normaliser, bounds)
+        low, high = bounds
+        self.action_size = int(low.shape[0])
+        self.log_std_low, self.log_std_high = LOG_STD_RANGE
+        for name, value in (("low", low), ("high", high), ("span", high - low)):
+            self.register_buffer(name, _own(value))
 
     @torch.jit.export
     def nominal(self, obs: Tensor) -> Tensor:
@@ -127,19 +171,6 @@ class Controller(nn.Module):
         mean = out[:, : self.action_size]
         return self._command(mean + torch.exp(log_std) * self.punishment(x), obs)
 
-    @torch.jit.export
-    def check(self, obs: Tensor) -> Tensor:
-        """int64 [batch]: 0, or the bits that say what is wrong with each row."""
-        self._refuse(obs)
-        invalid = torch.logical_not(torch.isfinite(obs).all(dim=1))
-        return invalid.to(torch.int64) * self.non_finite
-
-    def _normalise(self, obs: Tensor) -> Tensor:
-        self._refuse(obs)
-        # NaN passes a clamp, so it has to go before; its row is overruled in `_command`.
-        finite = torch.where(torch.isfinite(obs), obs, torch.zeros_like(obs))
-        return torch.clamp((finite - self.mean) * self.scale, -self.limit, self.limit)
-
     def _command(self, mean: Tensor, obs: Tensor) -> Tensor:
         action = self.low + (torch.tanh(mean) + 1.0) / 2.0 * self.span
         action = torch.minimum(torch.maximum(action, self.low), self.high)
@@ -147,33 +178,72 @@ class Controller(nn.Module):
         valid = torch.isfinite(obs).all(dim=1, keepdim=True) & torch.isfinite(action)
         return torch.where(valid, action, self.safe)
 
-    def _refuse(self, obs: Tensor) -> None:
-        if obs.dtype != torch.float32:
-            raise ValueError("the observation must be float32")
-        if obs.dim() != 2 or obs.size(1) != self.obs_size:
-            raise ValueError(f"the observation must be [batch, {self.obs_size}], not {obs.size()}")
+
+class DiscreteController(Controller):
+    """A choice among the contract's commands: both modules' networks give values of each."""
+
+    commands: Tensor
+    logit_weights: Tensor
+
+    def __init__(
+        self,
+        modules: tuple[Module, Module],
+        normaliser: tuple[Tensor, Tensor],
+        bounds: tuple[Tensor, Tensor],
+        choice: tuple[Tensor, Tensor],
+    ) -> None:
+        super().__init__(modules, normaliser, bounds)
+        for name, value in zip(("commands", "logit_weights"), choice, strict=True):
+            self.register_buffer(name, _own(value))
+
+    @torch.jit.export
+    def nominal(self, obs: Tensor) -> Tensor:
+        """The command that the coupled reward module prefers."""
+        x = self._normalise(obs)
+        preference = self.logit_weights[0] * self.reward(x)
+        preference = preference + self.logit_weights[1] * self.punishment(x)
+        return self._choose(preference, obs)
+
+    @torch.jit.export
+    def fallback(self, obs: Tensor) -> Tensor:
+        """The command of least expected punishment: learned avoidance, not a certified stop."""
+        return self._choose(self.punishment(self._normalise(obs)), obs)
+
+    def _choose(self, preference: Tensor, obs: Tensor) -> Tensor:
+        action = self.commands.index_select(0, torch.argmax(preference, dim=1))
+        # The second test holds for weights that overflow, where an argmax means nothing.
+        valid = torch.isfinite(obs).all(dim=1) & torch.isfinite(preference).all(dim=1)
+        return torch.where(valid.unsqueeze(1), action, self.safe)
 
 
 def controller_from_tensors(tensors: Mapping[str, Tensor], contract: Contract) -> Controller:
     """The controller of a policy file's tensors (see `policy_file`, which checks them)."""
-    actions = contract.action_size
-    modules: list[Module] = []
-    for member in (0, 1):
-        layers: list[tuple[Tensor, Tensor]] = []
-        while (key := f"actor.{len(layers)}.weight") in tensors:
-            bias = tensors[f"actor.{len(layers)}.bias"]
-            layers.append((tensors[key][member], bias[member]))
-        if member == 1:
-            # Of the companion only the offset is deployed, not the ratio of the deviations.
-            weight, bias = layers[-1]
-            layers[-1] = (weight[:, :actions], bias[:, :actions])
-        modules.append(Module([Dense(weight, bias) for weight, bias in layers]))
     bounds = (
         torch.tensor([entry.low for entry in contract.action], dtype=torch.float32),
         torch.tensor([entry.high for entry in contract.action], dtype=torch.float32),
     )
     normaliser = (tensors["obs_mean"], tensors["obs_scale"])
-    return Controller(modules[0], modules[1], normaliser, bounds).eval()
+    if contract.commands:
+        values = (_module(tensors, "q", 0), _module(tensors, "q", 1))
+        commands = torch.tensor(contract.commands, dtype=torch.float32).clamp(*bounds)
+        choice = (commands, tensors["logit_weights"])
+        return DiscreteController(values, normaliser, bounds, choice).eval()
+    # Of the companion only the offset is deployed, not the ratio of the deviations.
+    actors = (_module(tensors, "actor", 0), _module(tensors, "actor", 1, contract.action_size))
+    return ContinuousController(actors, normaliser, bounds).eval()
+
+
+def _module(
+    tensors: Mapping[str, Tensor], stack: str, member: int, outputs: int | None = None
+) -> Module:
+    """One member of a stack of networks, with the first `outputs` of its last layer."""
+    layers: list[tuple[Tensor, Tensor]] = []
+    while (key := f"{stack}.{len(layers)}.weight") in tensors:
+        bias = tensors[f"{stack}.{len(layers)}.bias"]
+        layers.append((tensors[key][member], bias[member]))
+    weight, bias = layers[-1]
+    layers[-1] = (weight[:, :outputs], bias[:, :outputs])
+    return Module([Dense(weight, bias) for weight, bias in layers])
 
 
 def _own(value: Tensor) -> Tensor:

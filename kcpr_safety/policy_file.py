@@ -9,6 +9,13 @@ A safetensors file with fixed tensor names, and everything else as text in its h
     critic.{i}.weight [C, in, out]     state-action critics, O + A inputs, for warm starts and risk
     critic.{i}.bias [C, 1, out]
 
+where the contract has a table of K commands, in place of actors and critics:
+
+    q.{i}.weight [2, in, out]          member 0: values of reward, 1: of minus punishment; ReLU
+    q.{i}.bias [2, 1, out]             between; last out = K, one value for each command
+    logit_weights [2]                  (h_R, b h_P): the policy's preferences are
+                                       logit_weights[0] Q_R + logit_weights[1] Q_P
+
 Anything that differs from this is refused by name, on reading and on writing: sizes are never
 inferred from weights, and nothing is unpickled.
 """
@@ -32,14 +39,14 @@ from kcpr_safety.tensor_file import pack, unpack
 SCHEMA_VERSION = "1"
 RUN_FILE = "policy.safetensors"
 BUNDLE_FILE = "weights.safetensors"
-ACTORS = 2
+MODULES = 2
 """Reward module and punishment module."""
 
 MAX_BYTES = 64 * 2**20
 MAX_LAYERS = 8
 _KEYS = ("agent", "contract", "schema_version", "seed", "settings", "steps", "task")
-_LAYER = re.compile(r"(actor|critic)\.(\d+)\.(weight|bias)")
-_PLAIN = ("obs_mean", "obs_scale")
+_LAYER = re.compile(r"(actor|critic|q)\.(\d+)\.(weight|bias)")
+_NORMALISER = ("obs_mean", "obs_scale")
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,15 @@ def policy_from_bytes(data: bytes, name: str) -> PolicyFile:
 
 def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) -> None:
     """Raise `FileFault` unless names, shapes, types and values are those of the format."""
+    discrete = bool(contract.commands)
+    plain = (*_NORMALISER, "logit_weights") if discrete else _NORMALISER
+    stacks = ("q",) if discrete else ("actor", "critic")
     for key, tensor in tensors.items():
-        if key not in _PLAIN and not _LAYER.fullmatch(key):
+        layer = _LAYER.fullmatch(key)
+        if key not in plain and not (layer and layer[1] in stacks):
+            if layer or key == "logit_weights":
+                kind = f"{len(contract.commands)} commands" if discrete else "no table of commands"
+                raise FileFault(f"{name} holds a tensor '{key}', but its contract has {kind}")
             raise FileFault(f"{name} holds a tensor '{key}' that no policy has")
         if tensor.dtype != torch.float32:
             raise FileFault(f"{name}: {key} is {tensor.dtype}, not torch.float32")
@@ -147,14 +161,20 @@ def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) 
     _expect(tensors, "obs_scale", (obs,), name)
     if bool((tensors["obs_scale"] <= 0).any()):
         raise FileFault(f"{name}: obs_scale must be positive everywhere")
-    _check_stack(tensors, "actor", obs, 2 * action, name)
-    _check_stack(tensors, "critic", obs + action, None, name)
-    if tensors["actor.0.weight"].shape[0] != ACTORS:
-        raise FileFault(f"{name}: actor.0.weight must have {ACTORS} members")
+    if discrete:
+        _check_stack(tensors, "q", obs, len(contract.commands), name)
+        _expect(tensors, "logit_weights", (MODULES,), name)
+        if not bool(tensors["logit_weights"].any()):
+            raise FileFault(f"{name}: logit_weights are all 0, which prefers no command")
+    else:
+        _check_stack(tensors, "actor", obs, 2 * action, name)
+        _check_stack(tensors, "critic", obs + action, None, name)
+    if tensors[f"{stacks[0]}.0.weight"].shape[0] != MODULES:
+        raise FileFault(f"{name}: {stacks[0]}.0.weight must have {MODULES} members")
 
 
 def layer_count(tensors: Mapping[str, Tensor], stack: str) -> int:
-    """How many layers `stack` ("actor" or "critic") has."""
+    """How many layers `stack` ("actor", "critic" or "q") has."""
     return sum(f"{stack}.{i}.weight" in tensors for i in range(MAX_LAYERS + 1))
 
 

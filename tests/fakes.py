@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,28 @@ def fake_policy(
             tensors[f"{stack}.{i}.bias"] = 0.1 * normal(members, 1, outputs)
     settings = {"width": width, "tau_reward": 0.2}
     return PolicyFile(tensors, contract, "kcpr", seed, 90_000, settings)
+
+
+COMMANDS = ((0.0, 0.0), (0.5, 0.0), (0.25, -1.25), (0.25, 1.25), (-1.0, 0.1))
+
+
+def fake_discrete_policy(
+    seed: int = 0, *, gain: float = 1.0, weights: tuple[float, float] = (2.0, 1.5)
+) -> PolicyFile:
+    """A random policy that chooses among five commands."""
+    contract = replace(fake_contract(), commands=COMMANDS)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (contract.obs_size, 32, 32, len(COMMANDS))
+    tensors = {
+        "obs_mean": torch.randn(contract.obs_size, generator=generator),
+        "obs_scale": 0.5 + torch.rand(contract.obs_size, generator=generator),
+        "logit_weights": torch.tensor(weights),
+    }
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        weight = torch.randn(2, inputs, outputs, generator=generator)
+        tensors[f"q.{i}.weight"] = gain * weight / math.sqrt(inputs)
+        tensors[f"q.{i}.bias"] = 0.1 * torch.randn(2, 1, outputs, generator=generator)
+    return PolicyFile(tensors, contract, "kldmp", seed, 90_000, {"softening": 0.9})
 
 
 def fake_evaluation(policy: PolicyFile, *, episodes: int = 10, **changed: Any) -> dict[str, Any]:

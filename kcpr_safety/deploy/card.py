@@ -72,7 +72,9 @@ def make_card(
             },
             "check_bits": {"non_finite": NON_FINITE},
             "observation": "raw, in the contract's order and units; the normaliser is inside",
-            "action": "in the contract's units, scaled and clipped; apply as it is",
+            "action": "in the contract's units, scaled and clipped; apply as it is"
+            if not contract.commands
+            else "a row of the contract's commands, or the safe action; apply as it is",
             "safe_action": [min(max(0.0, e.low), e.high) for e in contract.action],
             "safe_action_when": "any entry of the observation is not finite",
         },

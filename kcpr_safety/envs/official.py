@@ -196,6 +196,7 @@ def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
         time_limit=time_limit,
         budget=card.budget,
         punishment=card.punishment,
+        commands=card.commands,
     )
 
 

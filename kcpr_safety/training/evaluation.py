@@ -108,6 +108,11 @@ class Critic:
         return values
 
 
+def critic_of(policy: PolicyFile) -> Critic | None:
+    """The policy's evaluation critic; a discrete policy has none."""
+    return None if policy.contract.commands else Critic(policy)
+
+
 def rollout(
     controller: Controller,
     world: World,
@@ -199,7 +204,7 @@ def evaluate_policy(
     world = world_of(policy, min(episodes, SIDE_BY_SIDE), eval_seed)
     controller = controller_from_tensors(policy.tensors, policy.contract)
     with torch_threads():
-        done = rollout(controller, world, episodes, Critic(policy), on_step)
+        done = rollout(controller, world, episodes, critic_of(policy), on_step)
     budget = policy.contract.budget
     return {
         "task": policy.task,
@@ -234,7 +239,7 @@ def world_of(policy: PolicyFile, num_envs: int, eval_seed: int) -> World:
     """The policy's own task, which must still be the one that its contract was made for."""
     card = replace(envs.resolve(policy.task), budget=policy.contract.budget)
     world = envs.make_world(card, num_envs, episode_seeds=evaluation_seeds(eval_seed, num_envs))
-    for side in ("observation", "action"):
+    for side in ("observation", "action", "commands"):
         own, theirs = getattr(policy.contract, side), getattr(world.contract, side)
         if own != theirs:
             raise FileFault(

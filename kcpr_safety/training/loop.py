@@ -71,6 +71,11 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
     init = None if options.init is None else read_policy(options.init)
     world = training_world(card, settings.num_envs, options.seed)
+    if world.contract.commands:
+        raise SettingsError(
+            f"{card.task} lets a policy choose among {len(card.commands)} commands, and "
+            f"{options.agent} learns continuous ones; take a task without a table of commands"
+        )
     config = Config(
         task=card.task,
         agent=options.agent,
