@@ -10,6 +10,10 @@ A card is a TOML file in `tasks/`:
     success = "..."                     # where an episode's own end is its success: what it means
     commands = [[0.0, 1.0], [1.0, 0.0]] # discrete actions: the actuator commands to choose among
 
+    [maze]                              # a world that is drawn (`envs.maze_plan`)
+    drawing = "..."
+    time_limit = 300                    # steps of an episode
+
     [overrides.learning_rate]           # at most three, shared by all agents
     value = 1e-3
     reason = "why this task needs it"
@@ -34,6 +38,7 @@ _OPTIONAL: Mapping[str, type] = {
     "budget": float,
     "success": str,
     "commands": list,
+    "maze": dict,
     "overrides": dict,
 }
 _OVERRIDE_KEYS = ("value", "reason")
@@ -45,6 +50,15 @@ class Override:
 
     value: float | int | bool
     reason: str
+
+
+@dataclass(frozen=True)
+class Maze:
+    """A maze as its card draws it."""
+
+    drawing: str
+    time_limit: int
+    """Steps of a full episode."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class TaskCard:
     """What it means that an episode ends before its time; empty where that is no success."""
     commands: tuple[tuple[float, ...], ...] = ()
     """Actuator commands that a policy chooses among (`contract`); empty: any within the bounds."""
+    maze: Maze | None = None
+    """Where the task is a maze: its drawing. Otherwise the id is that of an environment."""
     overrides: Mapping[str, Override] = field(default_factory=dict)
     sha256: str = ""
     """Of the file's bytes; empty where there is no file."""
@@ -111,6 +127,7 @@ def _read(path: Path) -> TaskCard:
         budget=float(record.get("budget", TaskCard.budget)),
         success=record.get("success", TaskCard.success),
         commands=_commands(path, record.get("commands", [])),
+        maze=_maze(path, record["maze"]) if "maze" in record else None,
         overrides=overrides,
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -143,6 +160,19 @@ def _commands(path: Path, rows: list[Any]) -> tuple[tuple[float, ...], ...]:
                 f"task card {path}: row {i} of 'commands' must be a list of numbers, not {row!r}"
             )
     return tuple(tuple(float(value) for value in row) for row in rows)
+
+
+def _maze(path: Path, item: dict[str, Any]) -> Maze:
+    """Only what is written; `envs.maze_plan` says whether it is a maze."""
+    drawing, limit = item.get("drawing"), item.get("time_limit")
+    if set(item) != {"drawing", "time_limit"} or not isinstance(drawing, str):
+        raise CardError(
+            f"task card {path}: 'maze' must have a 'drawing' in characters and a 'time_limit' in "
+            f"steps, not {', '.join(map(repr, item)) or 'nothing'}"
+        )
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise CardError(f"task card {path}: 'time_limit' must be a whole number of steps >= 1")
+    return Maze(drawing, limit)
 
 
 def _override(path: Path, name: str, item: object) -> Override:

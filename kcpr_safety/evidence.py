@@ -45,6 +45,8 @@ class Evidence:
     """Hash of the policy file that was judged."""
     kept_steps: int | None = None
     """Environment steps after which the judged policy was kept."""
+    successes: tuple[bool, ...] | None = None
+    """Which episodes succeeded, where the task says what success is."""
 
     @property
     def episodes(self) -> int:
@@ -95,6 +97,7 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
             realised_punishment=_optional(record.get("realised_punishment")),
             policy_sha256=record.get("policy_sha256"),
             kept_steps=_whole(record.get("kept_steps")),
+            successes=_flags(record.get("successes")),
         )
     except KeyError as error:
         raise FileFault(f"{name} is no evaluation of a policy: it lacks {error}") from error
@@ -112,12 +115,22 @@ def _whole(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
+def _flags(value: Any) -> tuple[bool, ...] | None:
+    if value is None:
+        return None
+    if not all(isinstance(x, bool) for x in value):
+        raise ValueError("successes are not all true or false")
+    return tuple(value)
+
+
 def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:
     count = evidence.episodes
     if count == 0:
         raise FileFault(f"{name} holds no episode")
     if len(evidence.punishments) != count or len(evidence.lengths) != count:
         raise FileFault(f"{name}: returns, punishments and lengths differ in number")
+    if evidence.successes is not None and len(evidence.successes) != count:
+        raise FileFault(f"{name}: returns and successes differ in number")
     if record.get("episodes", count) != count:
         raise FileFault(f"{name} promises {record['episodes']} episodes and lists {count}")
     calibration = (evidence.predicted_punishment, evidence.realised_punishment)

@@ -65,7 +65,7 @@ def _is_number(cell: str) -> bool:
 
 def result_rows(record: dict[str, Any]) -> list[tuple[str, object]]:
     """The lines of one result, as people read them."""
-    share = record.get("over_budget_share")
+    share, success = record.get("over_budget_share"), record.get("success_share")
     return [
         ("task", record["task"]),
         ("agent, seed", f"{record['agent']}, {record['seed']}"),
@@ -75,6 +75,7 @@ def result_rows(record: dict[str, Any]) -> list[tuple[str, object]]:
         ("punishment (cost)", record["punishment_mean"]),
         ("budget", record["budget"]),
         ("episodes over budget", None if share is None else f"{share:.0%}"),
+        *([] if success is None else [("success", f"{success:.0%}")]),
         ("time [s]", record["wall_s"]),
         ("kept in", record["path"]),
     ]

@@ -104,6 +104,11 @@ def make_card(
 def evidence_record(evidence: Evidence) -> dict[str, Any]:
     """Every episode, and what follows from them with intervals."""
     over = over_budget(evidence.punishments, evidence.budget)
+    success = {}
+    if evidence.successes is not None:
+        reached = sum(evidence.successes)
+        interval = _interval(share_interval(reached, evidence.episodes))
+        success = {"success": {"episodes": reached, **interval}}
     return {
         "episodes": evidence.episodes,
         "eval_seed": evidence.eval_seed,
@@ -116,6 +121,7 @@ def evidence_record(evidence: Evidence) -> dict[str, Any]:
         "punishment_max": max(evidence.punishments),
         "punishment_cvar": {"level": CVAR_LEVEL, "value": cvar(evidence.punishments)},
         "over_budget": {"episodes": over, **_interval(share_interval(over, evidence.episodes))},
+        **success,
         "predicted_punishment": evidence.predicted_punishment,
         "realised_punishment": evidence.realised_punishment,
         "returns": list(evidence.returns),

@@ -15,10 +15,11 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from kcpr_safety.cards import TaskCard
+from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs import naming
 from kcpr_safety.envs.compat import safety_gymnasium
+from kcpr_safety.envs.maze import MazeEnv
 from kcpr_safety.envs.world import Outcome, World
 from kcpr_safety.errors import EnvironmentFault, UnknownNameError
 from kcpr_safety.seeds import EpisodeSeeds
@@ -40,9 +41,12 @@ def make_official(
 
     `pictures` keeps the sky and the full arena in its models; by default only where it renders.
     """
+    own = drawn_spec(task)
+    if own is not None:
+        return MazeEnv(**own.kwargs, render_mode=render_mode, **options)
     package = safety_gymnasium()
     if task not in registered_ids():
-        raise UnknownNameError("task", task, registered_ids())
+        raise UnknownNameError("task", task, [*registered_ids(), *card_names()])
     with said_plainly(task):
         env = package.make(task, render_mode=render_mode, **options)
     _choose_pictures(env, render_mode is not None if pictures is None else pictures)
@@ -67,6 +71,9 @@ def make_plain(task: str) -> tuple[Any, int]:
 
 def find_spec(task: str) -> EnvSpec:
     """The registration of an id; names near it where there is none."""
+    own = drawn_spec(task)
+    if own is not None:
+        return own
     safety_gymnasium()
     module, _, name = task.rpartition(":")
     if module:
@@ -76,8 +83,22 @@ def find_spec(task: str) -> EnvSpec:
             raise EnvironmentFault(f"{task}: module '{module}' cannot be imported") from error
     spec = gymnasium.registry.get(name)
     if spec is None or "Debug" in name:
-        raise UnknownNameError("task", name, registered_ids())
+        raise UnknownNameError("task", name, [*registered_ids(), *card_names()])
     return spec
+
+
+def drawn_spec(task: str) -> EnvSpec | None:
+    """What stands for a registration where the world is drawn in the task's card."""
+    card = load_card(task) if task in card_names() else None
+    if card is None or card.maze is None:
+        return None
+    kwargs = {"card": card, "maze": card.maze}
+    return EnvSpec(
+        task,
+        entry_point="kcpr_safety.envs.maze:MazeEnv",
+        max_episode_steps=card.maze.time_limit,
+        kwargs=kwargs,
+    )
 
 
 class OfficialWorld(World):

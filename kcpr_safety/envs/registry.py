@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.envs import navigation, velocity
 from kcpr_safety.envs.crew import default_threads
+from kcpr_safety.envs.maze import MazeWorld
 from kcpr_safety.envs.official import OfficialWorld, find_spec, registered_ids
 from kcpr_safety.envs.world import World
 from kcpr_safety.seeds import EpisodeSeeds
@@ -52,6 +53,8 @@ def make_world(
     """
     if threads is None:
         threads = default_threads(num_envs)
+    if card.maze is not None:
+        return MazeWorld(card, card.maze, num_envs, episode_seeds, threads)
     body = velocity.body_of(card.task)
     if body is not None:
         return velocity.VelocityWorld(card, body, num_envs, episode_seeds, threads)
@@ -61,9 +64,12 @@ def make_world(
 
 
 def registered_tasks() -> list[TaskRow]:
-    """Every task of Safety-Gymnasium, with the path that it takes here."""
-    cards = set(card_names())
-    return [TaskRow(task, family(task), task in cards, path(task)) for task in registered_ids()]
+    """Every task of Safety-Gymnasium, with the path that it takes here, and every maze."""
+    cards = card_names()
+    mazes = [task for task in cards if load_card(task).maze is not None]
+    return [TaskRow(task, "maze", True, MazeWorld.path) for task in mazes] + [
+        TaskRow(task, family(task), task in cards, path(task)) for task in registered_ids()
+    ]
 
 
 def family(task: str) -> str:

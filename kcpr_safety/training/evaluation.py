@@ -55,6 +55,8 @@ class Episodes:
     returns: tuple[float, ...]
     punishments: tuple[float, ...]
     lengths: tuple[int, ...]
+    terminated: tuple[bool, ...]
+    """Which of them ended before their time."""
     predicted: float
     """Mean Q_C, in units of discounted punishment; NaN where no step qualified."""
     realised: float
@@ -150,6 +152,7 @@ def rollout(
         returns=tuple(math.fsum(trace.rewards) for trace in traces),
         punishments=tuple(math.fsum(trace.punishments) for trace in traces),
         lengths=tuple(len(trace.rewards) for trace in traces),
+        terminated=tuple(trace.terminated for trace in traces),
         predicted=predicted,
         realised=realised,
     )
@@ -206,6 +209,11 @@ def evaluate_policy(
     with torch_threads():
         done = rollout(controller, world, episodes, critic_of(policy), on_step)
     budget = policy.contract.budget
+    # Only where the card says that an early end is what was wanted.
+    success: dict[str, Any] = {}
+    if envs.resolve(policy.task).success:
+        share = sum(done.terminated) / episodes
+        success = {"success_share": share, "successes": list(done.terminated)}
     return {
         "task": policy.task,
         "agent": policy.agent,
@@ -226,6 +234,7 @@ def evaluate_policy(
         "returns": list(done.returns),
         "punishments": list(done.punishments),
         "lengths": list(done.lengths),
+        **success,
     }
 
 
