@@ -119,6 +119,27 @@ MUTATIONS = (
         "tests/test_controller.py",
     ),
     Mutation(
+        "weight of punishment in the choice of a command",
+        "kcpr_safety/controller.py",
+        "preference = preference + self.logit_weights[1] * self.punishment(x)",
+        "preference = preference - self.logit_weights[1] * self.punishment(x)",
+        "tests/test_discrete.py",
+    ),
+    Mutation(
+        "fallback chooses by reward",
+        "kcpr_safety/controller.py",
+        "return self._choose(self.punishment(self._normalise(obs)), obs)",
+        "return self._choose(self.reward(self._normalise(obs)), obs)",
+        "tests/test_discrete.py",
+    ),
+    Mutation(
+        "near-contact goes unpunished",
+        "kcpr_safety/envs/maze.py",
+        "np.clip(1.0 - clearance / NEAR, 0.0, 1.0)",
+        "np.zeros_like(clearance)",
+        "tests/test_maze.py",
+    ),
+    Mutation(
         "companion: the reward policy no longer feels it",
         "kcpr_safety/agents/continuous.py",
         "heads.companion, heads.std[0], settings.coupling, settings.softening",
