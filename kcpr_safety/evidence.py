@@ -47,6 +47,8 @@ class Evidence:
     """Environment steps after which the judged policy was kept."""
     successes: tuple[bool, ...] | None = None
     """Which episodes succeeded, where the task says what success is."""
+    collisions: tuple[int, ...] | None = None
+    """Steps in contact with what must not be touched, where the world tells."""
 
     @property
     def episodes(self) -> int:
@@ -98,6 +100,7 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
             policy_sha256=record.get("policy_sha256"),
             kept_steps=_whole(record.get("kept_steps")),
             successes=_flags(record.get("successes")),
+            collisions=_counts(record.get("collisions")),
         )
     except KeyError as error:
         raise FileFault(f"{name} is no evaluation of a policy: it lacks {error}") from error
@@ -123,14 +126,20 @@ def _flags(value: Any) -> tuple[bool, ...] | None:
     return tuple(value)
 
 
+def _counts(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(int(x) for x in value)
+
+
 def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:
     count = evidence.episodes
     if count == 0:
         raise FileFault(f"{name} holds no episode")
     if len(evidence.punishments) != count or len(evidence.lengths) != count:
         raise FileFault(f"{name}: returns, punishments and lengths differ in number")
-    if evidence.successes is not None and len(evidence.successes) != count:
-        raise FileFault(f"{name}: returns and successes differ in number")
+    for key in ("successes", "collisions"):
+        told = getattr(evidence, key)
+        if told is not None and len(told) != count:
+            raise FileFault(f"{name}: returns and {key} differ in number")
     if record.get("episodes", count) != count:
         raise FileFault(f"{name} promises {record['episodes']} episodes and lists {count}")
     calibration = (evidence.predicted_punishment, evidence.realised_punishment)

@@ -1,20 +1,27 @@
 """Are walls where they are drawn, does the robot drive and see as it should, who is punished?"""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from kcpr_safety import envs
+from kcpr_safety import envs, evaluate, export
 from kcpr_safety.cards import Maze, TaskCard, card_names, load_card
+from kcpr_safety.contract import Contract
+from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.envs import burger
 from kcpr_safety.envs.maze import MazeEnv, MazeWorld, punishment_of, start_pose
 from kcpr_safety.envs.maze_plan import Plan, plan_of
-from kcpr_safety.errors import CardError, SettingsError
+from kcpr_safety.errors import CardError, FileFault, SettingsError
+from kcpr_safety.evidence import read_evidence
+from kcpr_safety.policy_file import PolicyFile, write_policy
 from kcpr_safety.seeds import consecutive_seeds
+from kcpr_safety.training.evaluation import rollout
 
 MAZES = [name for name in card_names() if load_card(name).maze]
 CORNER = """
@@ -360,7 +367,7 @@ def test_a_robot_at_rest_beside_a_wall_is_punished_by_its_clearance(
     put(world, x, 2.0, 0.5)
     *_, infos = world.step(np.zeros((1, 2)))
     assert infos["punishment"][0] == pytest.approx(expected, abs=1e-6)
-    assert world.touching[0] == (expected == 1.0)
+    assert infos["collision"][0] == (expected == 1.0)
 
 
 def test_a_wall_stops_the_robot_and_lets_it_go() -> None:
@@ -369,12 +376,12 @@ def test_a_wall_stops_the_robot_and_lets_it_go() -> None:
     for _ in range(15):
         *_, infos = world.step(np.array([[0.22, 0.0]]))
     assert infos["punishment"][0] == 1.0
-    assert world.touching.all()
+    assert infos["collision"].all()
     assert pose(world)[0] - 0.05 - burger.RADIUS == pytest.approx(0.0, abs=0.004)
     for _ in range(8):
         *_, infos = world.step(np.array([[-0.11, 0.0]]))
     assert infos["punishment"][0] == 0.0
-    assert not world.touching.any()
+    assert not infos["collision"].any()
 
 
 def test_reward_is_the_way_made_good_and_the_goal() -> None:
@@ -493,3 +500,58 @@ def test_mazes_are_listed_and_found() -> None:
     for name in MAZES:
         assert (rows[name].family, rows[name].path, rows[name].has_card) == ("maze", "fast", True)
         assert envs.resolve(name).maze is not None
+
+
+# ----------------------------------------------------------------------------- success, judged
+
+
+def straight_on(contract: Contract) -> PolicyFile:
+    """Takes the first command, whatever it sees."""
+    count = len(contract.commands)
+    tensors = {
+        "obs_mean": torch.zeros(contract.obs_size),
+        "obs_scale": torch.ones(contract.obs_size),
+        "q.0.weight": torch.zeros(2, contract.obs_size, count),
+        "q.0.bias": torch.zeros(2, 1, count),
+        "logit_weights": torch.tensor([1.0, 0.0]),
+    }
+    tensors["q.0.bias"][0, 0, 0] = 1.0
+    return PolicyFile(tensors, contract, "kldmp", 0, 1)
+
+
+def test_success_and_collisions_of_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Straight on: one metre before the goal into it, elsewhere into the wall, 1.35 m ahead."""
+    places = {0: np.array([2.5, 0.5, 0.0]), 1: np.array([2.5, 3.5, 0.0])}
+    monkeypatch.setattr("kcpr_safety.envs.maze.start_pose", lambda plan, seed: places[seed])
+    world = world_of(num_envs=2, commands=((0.2, 0.0), (0.0, 1.0)))
+    monkeypatch.setattr(world, "_episode_seeds", lambda i, k: i)
+    policy = straight_on(world.contract)
+    done = rollout(controller_from_tensors(policy.tensors, policy.contract), world, 2)
+    assert done.terminated == (True, False)
+    assert done.collisions is not None
+    assert done.collisions[0] == 0
+    # The way takes 6.7 s and the lag 0.1 s: 34 steps of 200.
+    assert done.collisions[1] == pytest.approx(200 - 34, abs=1)
+    assert done.lengths == (pytest.approx(21, abs=1), 200)
+
+
+def test_evaluation_and_bundle_tell_of_success_and_collisions(tmp_path: Path) -> None:
+    world = envs.make_world(
+        envs.resolve("MazeLDiscrete-v0"), 1, episode_seeds=consecutive_seeds(0, 1)
+    )
+    write_policy(tmp_path / "policy.safetensors", straight_on(world.contract))
+    record = evaluate(tmp_path, episodes=12).record()
+    successes, collisions = record["successes"], record["collisions"]
+    assert len(successes) == len(collisions) == 12
+    assert record["success_share"] == sum(successes) / 12 < 1.0
+    assert record["collision_share"] == sum(count > 0 for count in collisions) / 12 > 0.0
+    export(tmp_path, tmp_path / "bundle")
+    evidence = json.loads((tmp_path / "bundle" / "card.json").read_text())["evidence"]
+    assert evidence["success"]["episodes"] == sum(successes)
+    assert evidence["collision"]["episodes"] == sum(count > 0 for count in collisions)
+    assert evidence["collision"]["low"] < record["collision_share"] <= evidence["collision"]["high"]
+    judged = json.loads((tmp_path / "evaluation.json").read_text())
+    for key, value in (("successes", [1] * 12), ("collisions", [0])):
+        (tmp_path / "evaluation.json").write_text(json.dumps(judged | {key: value}))
+        with pytest.raises(FileFault, match=key):
+            read_evidence(tmp_path)

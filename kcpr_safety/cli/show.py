@@ -65,7 +65,8 @@ def _is_number(cell: str) -> bool:
 
 def result_rows(record: dict[str, Any]) -> list[tuple[str, object]]:
     """The lines of one result, as people read them."""
-    share, success = record.get("over_budget_share"), record.get("success_share")
+    share = record.get("over_budget_share")
+    told = {"success": "success_share", "episodes with a collision": "collision_share"}
     return [
         ("task", record["task"]),
         ("agent, seed", f"{record['agent']}, {record['seed']}"),
@@ -75,7 +76,7 @@ def result_rows(record: dict[str, Any]) -> list[tuple[str, object]]:
         ("punishment (cost)", record["punishment_mean"]),
         ("budget", record["budget"]),
         ("episodes over budget", None if share is None else f"{share:.0%}"),
-        *([] if success is None else [("success", f"{success:.0%}")]),
+        *((words, f"{record[key]:.0%}") for words, key in told.items() if key in record),
         ("time [s]", record["wall_s"]),
         ("kept in", record["path"]),
     ]

@@ -104,11 +104,12 @@ def make_card(
 def evidence_record(evidence: Evidence) -> dict[str, Any]:
     """Every episode, and what follows from them with intervals."""
     over = over_budget(evidence.punishments, evidence.budget)
-    success = {}
-    if evidence.successes is not None:
-        reached = sum(evidence.successes)
-        interval = _interval(share_interval(reached, evidence.episodes))
-        success = {"success": {"episodes": reached, **interval}}
+    shares = {"success": evidence.successes, "collision": evidence.collisions}
+    told = {
+        name: _share(sum(map(bool, flags)), evidence.episodes)
+        for name, flags in shares.items()
+        if flags is not None
+    }
     return {
         "episodes": evidence.episodes,
         "eval_seed": evidence.eval_seed,
@@ -120,14 +121,18 @@ def evidence_record(evidence: Evidence) -> dict[str, Any]:
         "punishment_mean": _interval(mean_interval(evidence.punishments)),
         "punishment_max": max(evidence.punishments),
         "punishment_cvar": {"level": CVAR_LEVEL, "value": cvar(evidence.punishments)},
-        "over_budget": {"episodes": over, **_interval(share_interval(over, evidence.episodes))},
-        **success,
+        "over_budget": _share(over, evidence.episodes),
+        **told,
         "predicted_punishment": evidence.predicted_punishment,
         "realised_punishment": evidence.realised_punishment,
         "returns": list(evidence.returns),
         "punishments": list(evidence.punishments),
         "lengths": list(evidence.lengths),
     }
+
+
+def _share(count: int, episodes: int) -> dict[str, Any]:
+    return {"episodes": count, **_interval(share_interval(count, episodes))}
 
 
 def card_to_bytes(card: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import mujoco
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from kcpr_safety.cards import Maze, TaskCard
 from kcpr_safety.contract import Contract
@@ -73,8 +73,6 @@ class MazeWorld(World):
         )
         super().__init__(contract, num_envs, episode_seeds)
         self.plan = plan_of(maze.drawing, f"task card {card.task}")
-        self.touching: Bool[np.ndarray, " envs"] = np.zeros(num_envs, dtype=bool)
-        """Who was in contact with a wall at the end of the last step."""
         # One model for all simulations: nothing writes to it, and it stays in the cores' caches.
         self._model = burger.model_of(self.plan)
         self._datas = [mujoco.MjData(self._model) for _ in range(num_envs)]
@@ -109,7 +107,6 @@ class MazeWorld(World):
         self._crew.each(self._scan, self.num_envs)
         before, self._to_goal = self._to_goal, self.plan.to_goal(state[:, :2])
         clearance = self.plan.clearance(state[:, :2]) - burger.RADIUS
-        self.touching = clearance < CONTACT
         obs = self._observed(state, self._scans)
         arrived = obs[:, burger.BEAMS] <= GOAL_DISTANCE
         return Outcome(
@@ -119,6 +116,7 @@ class MazeWorld(World):
             terminated=arrived,
             truncated=np.zeros(self.num_envs, dtype=bool),
             unstable=unstable,
+            collision=(clearance < CONTACT) & ~unstable,
         )
 
     def _observed(

@@ -45,6 +45,8 @@ class Outcome:
     truncated: Flags
     unstable: Flags | None = None
     """Where the simulation blew up, if anywhere; the other rows there mean nothing."""
+    collision: Flags | None = None
+    """Who is in contact with what must not be touched, where the world knows."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         self._check_finite(obs, reward, punishment)
         done = terminated | truncated
         infos = {"punishment": punishment, "final_obs": obs, "_final_obs": done}
+        if outcome.collision is not None:
+            infos["collision"] = outcome.collision
         if done.any():
             ended = np.flatnonzero(done)
             obs = obs.copy()

@@ -13,7 +13,7 @@ discounted future, both in units of punishment.
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Episodes:
     lengths: tuple[int, ...]
     terminated: tuple[bool, ...]
     """Which of them ended before their time."""
+    collisions: tuple[int, ...] | None
+    """Steps in contact with what must not be touched; None where the world does not tell."""
     predicted: float
     """Mean Q_C, in units of discounted punishment; NaN where no step qualified."""
     realised: float
@@ -79,6 +81,7 @@ class _Trace:
     actions: list[np.ndarray]
     rewards: list[float]
     punishments: list[float]
+    collisions: int | None = None
     terminated: bool = False
     done: bool = False
 
@@ -140,6 +143,8 @@ def rollout(
                     trace.actions.append(actions[i])
                     trace.rewards.append(float(reward[i]))
                     trace.punishments.append(float(infos["punishment"][i]))
+                    if "collision" in infos:
+                        trace.collisions = (trace.collisions or 0) + int(infos["collision"][i])
                     trace.terminated = bool(terminated[i])
                     trace.done = bool(terminated[i] or truncated[i])
             if on_step:
@@ -153,9 +158,17 @@ def rollout(
         punishments=tuple(math.fsum(trace.punishments) for trace in traces),
         lengths=tuple(len(trace.rewards) for trace in traces),
         terminated=tuple(trace.terminated for trace in traces),
+        collisions=_whole(trace.collisions for trace in traces),
         predicted=predicted,
         realised=realised,
     )
+
+
+def _whole(counts: Iterable[int | None]) -> tuple[int, ...] | None:
+    """The counts, if all of them are."""
+    known = tuple(counts)
+    told = tuple(count for count in known if count is not None)
+    return told if len(told) == len(known) else None
 
 
 @torch.no_grad()
@@ -210,10 +223,13 @@ def evaluate_policy(
         done = rollout(controller, world, episodes, critic_of(policy), on_step)
     budget = policy.contract.budget
     # Only where the card says that an early end is what was wanted.
-    success: dict[str, Any] = {}
+    told: dict[str, Any] = {}
     if envs.resolve(policy.task).success:
         share = sum(done.terminated) / episodes
-        success = {"success_share": share, "successes": list(done.terminated)}
+        told |= {"success_share": share, "successes": list(done.terminated)}
+    if done.collisions is not None:
+        share = sum(count > 0 for count in done.collisions) / episodes
+        told |= {"collision_share": share, "collisions": list(done.collisions)}
     return {
         "task": policy.task,
         "agent": policy.agent,
@@ -234,7 +250,7 @@ def evaluate_policy(
         "returns": list(done.returns),
         "punishments": list(done.punishments),
         "lengths": list(done.lengths),
-        **success,
+        **told,
     }
 
 
