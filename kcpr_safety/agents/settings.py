@@ -63,9 +63,9 @@ class Settings:
     """Share of that step that is left at the end of training; it falls evenly."""
     target_rate: float = 0.005
     """Share of critics (actors) that enters their targets (the deployed policy) at each update."""
-    batch: int = 128
+    batch: int = 256
     """Transitions per update."""
-    updates_per_step: float = 0.25
+    updates_per_step: float = 0.125
     """Learner updates per environment step."""
     num_envs: int = 16
     """Environments side by side."""

@@ -30,7 +30,7 @@ from kcpr_safety.agents import agent_settings
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config
-from kcpr_safety.training.loop import Training, training_world
+from kcpr_safety.training.loop import Training, learner_threads, training_world
 
 PARTS = ("simulate", "act", "sample", "critics", "actors", "optimiser", "store", "rest")
 _REST = "rest"
@@ -119,7 +119,9 @@ class _Timed(Training):
             (learner, "_tune_temperature", "optimiser"),
         ):
             setattr(holder, name, around(part, getattr(holder, name)))
-        self._step_world = world.step
+        # On one core the loop itself does what the simulator's thread does elsewhere.
+        beside = config.threads > 1
+        self._step_world = world.step if beside else around("simulate", world.step)
         world.step = self._simulate  # type: ignore[method-assign, assignment]
 
     def _simulate(self, action: Any) -> Any:
@@ -159,7 +161,15 @@ def loop_figures(
     settings = agent_settings(agent, {**own, **overrides, **few})
     world = training_world(card, settings.num_envs, _SEED)
     config = Config(
-        card.task, agent, _SEED, _FOREVER, card.budget, settings, world.contract, device
+        task=card.task,
+        agent=agent,
+        seed=_SEED,
+        steps=_FOREVER,
+        budget=card.budget,
+        settings=settings,
+        contract=world.contract,
+        device=device,
+        threads=learner_threads(None),
     )
     with tempfile.TemporaryDirectory(prefix="kcpr-bench-") as folder:
         run = Path(folder) / "run"
