@@ -12,7 +12,7 @@ unstable, with a warning that counts them; anything else that is not finite is a
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float
 
 from kcpr_safety.contract import Contract
+from kcpr_safety.envs import rewind
 from kcpr_safety.errors import EnvironmentFault, NonFiniteError, SettingsError
 from kcpr_safety.seeds import EpisodeSeeds
 
@@ -88,6 +89,7 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         self.unstable_episodes = 0
         self._episode_seeds = episode_seeds
         self._last_obs = np.zeros((num_envs, contract.obs_size))
+        self._memory = rewind.Memory()
         self._started = False
 
     def reset(
@@ -112,7 +114,7 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         elif seed is not None:
             given = list(seed)
         obs = self._begin(everyone, given)
-        self._started = True
+        self._last_obs, self._started = obs, True
         return obs, {}
 
     def step(
@@ -121,6 +123,7 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         """Advance every environment by one control period; see the module's first lines."""
         action = np.asarray(actions, dtype=np.float64)
         self._check_action(action)
+        self._memory.note(action, self.elapsed, self.contract.time_limit)
         outcome = self._advance(action)
         self.elapsed += 1
         terminated = outcome.terminated
@@ -144,6 +147,41 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
             obs[ended] = self._begin(ended, [None] * len(ended))
         self._last_obs = obs
         return obs, reward, terminated, truncated, infos
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """All that `restore` needs to continue from here, in this process or another."""
+        return {
+            "episodes": self.episodes.copy(),
+            "seeds": self.seeds.copy(),
+            "elapsed": self.elapsed.copy(),
+            "unstable": np.array([self.unstable_episodes]),
+            "obs": self._last_obs.copy(),
+            "actions": self._memory.taken(self.elapsed),
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> Rows:
+        """Come back to a snapshot of a world of this task; the observations that it was left with.
+
+        Raises `FileFault` for a foreign state, and `EnvironmentFault` where the environments do not
+        repeat themselves; then, `reset` before stepping.
+        """
+        limit = self.contract.time_limit
+        held = rewind.checked(state, self.num_envs, limit)
+        self._started = False
+        self.episodes, self.seeds = held["episodes"].copy(), held["seeds"].copy()
+        self.elapsed = held["elapsed"].copy()
+        self.unstable_episodes = int(held["unstable"][0])
+        self._memory.hold(held["actions"], limit)
+        obs, same = rewind.replay(
+            held["actions"],
+            self.elapsed,
+            self._advance,
+            lambda indices: self._reset_rows(indices, self.seeds[indices]),
+        )
+        equal = (obs == held["obs"]).all(axis=1)
+        rewind.compare(self.contract.task, self.seeds, same, equal)
+        self._last_obs, self._started = obs, True
+        return obs
 
     @property
     def slices(self) -> dict[str, slice]:
