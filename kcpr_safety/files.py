@@ -33,6 +33,7 @@ _REASONS = {
     errno.EISDIR: "that path is a folder",
     errno.EFBIG: "the file would be larger than allowed here",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "it is a symbolic link, or there is a loop of them",
 }
 
 

@@ -32,6 +32,9 @@ RECORD: dict[str, Any] = {
 }
 
 
+CHECKPOINT_FILE = "checkpoint-1.safetensors"
+
+
 class Stage:
     """Stands in for the API; notes what it was asked to do."""
 
@@ -41,18 +44,18 @@ class Stage:
         self.interrupt = False
         for name in ("train", "resume", "evaluate", "export", "report"):
             monkeypatch.setattr(api, name, getattr(self, name))
-        monkeypatch.setattr(demo, "read_checkpoint", self.read_checkpoint)
+        monkeypatch.setattr(demo, "read_counters", self.read_counters)
 
-    def read_checkpoint(self, out: Path) -> tuple[None, None, SimpleNamespace]:
-        assert (out / demo.CHECKPOINT_FILE).is_file()
-        return None, None, SimpleNamespace(finished=self.finished, wall_s=99.0)
+    def read_counters(self, out: Path) -> SimpleNamespace:
+        assert (out / CHECKPOINT_FILE).is_file()
+        return SimpleNamespace(finished=self.finished, wall_s=99.0)
 
     def train(self, task: str, *, steps: int, seed: int, out: Path, progress: bool) -> Result:
         self.calls.append(f"train {seed} {steps}")
         assert progress
         out.mkdir(parents=True, exist_ok=True)
-        assert not (out / demo.CHECKPOINT_FILE).exists()
-        (out / demo.CHECKPOINT_FILE).write_text(f"{len(self.calls)}")
+        assert not (out / CHECKPOINT_FILE).exists()
+        (out / CHECKPOINT_FILE).write_text(f"{len(self.calls)}")
         if self.interrupt:
             raise KcprError("stopped")
         self.finished = True
@@ -100,7 +103,7 @@ def test_finished_demo_is_kept_aside(stage: Stage, tmp_path: Path) -> None:
     for _ in range(3):
         demo.run(out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-1", "demo-2"]
-    kept = [(tmp_path / name / demo.CHECKPOINT_FILE).read_text() for name in ("demo-1", "demo-2")]
+    kept = [(tmp_path / name / CHECKPOINT_FILE).read_text() for name in ("demo-1", "demo-2")]
     assert kept == ["1", "5"]
     assert (tmp_path / "demo-1" / "summary.json").is_file()
 

@@ -23,9 +23,7 @@ MORE = [
 
 
 def fast(task: str, num_envs: int = 3) -> Any:
-    return envs.make_world(
-        envs.resolve(task), num_envs, episode_seeds=training_seeds(3), threads=1
-    )
+    return envs.make_world(envs.resolve(task), num_envs, episode_seeds=training_seeds(3), threads=1)
 
 
 def official(task: str, num_envs: int = 2) -> Any:

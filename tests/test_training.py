@@ -153,9 +153,9 @@ def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path) -> None:
     stop = Meddler("validation", lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted, match="kcpr-safety resume"):
         train_run(options(tmp_path / "run", steps=12_000), [stop])
-    _, replay, counters = checkpoints.read_checkpoint(tmp_path / "run")
+    counters = checkpoints.read_counters(tmp_path / "run")
     assert 0 < counters.steps < 12_000
-    assert len(replay) == counters.steps
+    assert counters.replay_added == counters.steps
     lines_before = read_rows(tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as stream:
         stream.write('{"kind": "train", "steps": 999999}\n')  # as if killed after the checkpoint
@@ -183,29 +183,10 @@ def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(
     with pytest.raises(FileFault, match="disk is full"):
         train_run(options(tmp_path / "run"), [Meddler("train", full)])
     monkeypatch.setattr(os, "fsync", real)
-    _, _, counters = checkpoints.read_checkpoint(tmp_path / "run")
+    counters = checkpoints.read_counters(tmp_path / "run")
     assert counters.steps > 0
     assert not list((tmp_path / "run").glob("*.tmp"))
     resume_run(tmp_path / "run")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "pickle"])
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> None:
-    stop = Meddler("validation", lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted):
-        train_run(options(tmp_path / "run", steps=12_000), [stop])
-    path = tmp_path / "run" / checkpoints.CHECKPOINT_FILE
-    data = path.read_bytes()
-    path.unlink()
-    if damage == "truncated":
-        path.write_bytes(data[:-10])
-    elif damage == "foreign":
-        path.write_bytes(b"hello")
-    elif damage == "pickle":
-        torch.save({"a": 1}, path)
-    with pytest.raises(FileFault) as caught:
-        resume_run(tmp_path / "run")
-    assert "\n" not in str(caught.value)
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
         "return_count": learner.return_scale.moments.count,
         "return_mean": learner.return_scale.moments.mean,
         "return_squares": learner.return_scale.moments.squares,
+        "return_running": learner.return_scale.running,
         "scalars": torch.tensor(
             [learner.log_tau, learner.controller.integral, float(learner.updates)],
             dtype=torch.float64,
@@ -84,7 +85,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `snapshot`; the shapes are checked, nothing is half loaded before that."""
     own = {key: value for key, value in snapshot(learner).items() if key not in _GROWING}
     for key, value in own.items():
-        if key not in tensors or tensors[key].shape != value.shape:
+        given = tensors.get(key)
+        if given is None or given.shape != value.shape or given.dtype != value.dtype:
             raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
     for key in ("parameters", "target", "deployed", "adam_first", "adam_second"):
         own[key].copy_(tensors[key])
@@ -93,6 +95,7 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
         moments.mean = tensors[f"{prefix}_mean"].clone()
         moments.squares = tensors[f"{prefix}_squares"].clone()
     learner.return_scale.refresh()
+    learner.return_scale.running = tensors["return_running"].clone()
     learner.generator.set_state(tensors["generator"])
     learner.log_tau, learner.controller.integral, updates = tensors["scalars"].tolist()
     learner.updates = int(updates)

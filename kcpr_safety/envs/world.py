@@ -149,7 +149,9 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         return obs, reward, terminated, truncated, infos
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """All that `restore` needs to continue from here, in this process or another."""
+        """All that `restore` needs to continue from here; empty before the first `reset`."""
+        if not self._started:
+            return {}
         return {
             "episodes": self.episodes.copy(),
             "seeds": self.seeds.copy(),

@@ -13,7 +13,7 @@ from typing import Any
 
 from kcpr_safety import api
 from kcpr_safety.files import atomic_write, faults_of
-from kcpr_safety.training.checkpoints import CHECKPOINT_FILE, read_checkpoint
+from kcpr_safety.training.checkpoints import checkpoint_files, read_counters
 
 TASK = "SafetyHalfCheetahVelocity-v1"
 STEPS = 200_000
@@ -35,7 +35,7 @@ def run(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]
     summary = {
         **judged.record(),
         "path": str(out),
-        "train_wall_s": read_checkpoint(out)[2].wall_s,
+        "train_wall_s": read_counters(out).wall_s,
         "demo_wall_s": time.perf_counter() - started,
         "bundle": str(out / "bundle"),
         "report": str(page),
@@ -59,7 +59,7 @@ def make_room(out: Path) -> None:
 
 
 def _can_go_on(out: Path) -> bool:
-    return (out / CHECKPOINT_FILE).is_file()
+    return bool(checkpoint_files(out))
 
 
 def _train(out: Path, seed: int, steps: int) -> None:
@@ -67,7 +67,7 @@ def _train(out: Path, seed: int, steps: int) -> None:
     if not _can_go_on(out):
         say(f"training {TASK} for {steps:,} steps, seed {seed}")
         api.train(TASK, steps=steps, seed=seed, out=out, progress=True)
-    elif read_checkpoint(out)[2].finished:
+    elif read_counters(out).finished:
         say(f"{out} is trained already")
     else:
         say(f"going on with the interrupted {out}")

@@ -30,15 +30,25 @@ from kcpr_safety.agents.continuous import Task
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.controller import controller_from_tensors
-from kcpr_safety.errors import FileFault, SettingsError, TrainingFault
-from kcpr_safety.policy_file import RUN_FILE, PolicyFile, read_policy, write_policy
+from kcpr_safety.errors import (
+    EnvironmentFault,
+    FileFault,
+    NonFiniteError,
+    SettingsError,
+    TrainingFault,
+)
+from kcpr_safety.files import atomic_write, read_limited
+from kcpr_safety.policy_file import MAX_BYTES, RUN_FILE, PolicyFile, read_policy, write_policy
 from kcpr_safety.replay import Replay
 from kcpr_safety.seeds import FIRST_VALIDATION_SEED, consecutive_seeds, training_seeds
 from kcpr_safety.stats import over_budget
 from kcpr_safety.training import checkpoints
-from kcpr_safety.training.checkpoints import Config, Counters
+from kcpr_safety.training.checkpoints import Config, Counters, State
 from kcpr_safety.training.evaluation import Critic, act_together, rollout, torch_threads
+from kcpr_safety.training.guards import Guard, dump, most_value
+from kcpr_safety.training.lock import locked
 from kcpr_safety.training.options import RunSummary, TrainOptions
+from kcpr_safety.training.replay_log import ReplayLog
 from kcpr_safety.training.sinks import JsonLines, Sink
 from kcpr_safety.training.stopping import Interrupted, stop_requests
 from kcpr_safety.transition import Batch
@@ -48,8 +58,10 @@ VALIDATION_EPISODES = 10
 FEASIBLE_SHARE = 0.8
 """A validated policy counts as feasible up to this share of the budget: ten episodes are few."""
 
-CHECKPOINT_PERIOD_S = 180.0
+CHECKPOINT_PERIOD_S = 60.0
 _LOG_EVERY = 2_000
+_OTHER_NUMBERS = 2**40
+"""Added to the seed where a run was taken back."""
 _EPISODES_SHOWN = 20
 
 
@@ -87,28 +99,25 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
         device=options.device,
         threads=learner_threads(options.threads),
     )
-    checkpoints.write_config(options.out, config)
-    training = Training(options.out, config, world, card)
-    if init is not None:
-        warm_start(training.learner, init.tensors)
-    return training.run(sinks)
+    with locked(options.out):
+        checkpoints.refuse_existing(options.out)
+        training = Training(options.out, config, world, card)
+        if init is not None:
+            warm_start(training.learner, init.tensors)
+        training.claim()
+        return training.run(sinks)
 
 
 def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
-    """Continue a run from its last checkpoint; its environments begin their next episodes."""
+    """Continue a run from its last checkpoint, as if it had never been stopped."""
     config = checkpoints.read_config(run)
-    learner, replay, counters = checkpoints.read_checkpoint(run)
-    if counters.finished:
-        raise FileFault(
-            f"{run} finished its {config.steps:,} steps; to train on, start a new run from it: "
-            f"kcpr-safety train {config.task} --init {run}"
-        )
     check_device(config.device)
-    card = replace(envs.resolve(config.task), budget=config.budget)
-    world = training_world(card, config.settings.num_envs, config.seed)
-    training = Training(run, config, world, card)
-    training.restore(learner, replay, counters)
-    return training.run(sinks)
+    with locked(run):
+        card = replace(envs.resolve(config.task), budget=config.budget)
+        world = training_world(card, config.settings.num_envs, config.seed)
+        training = Training(run, config, world, card)
+        training.take_up()
+        return training.run(sinks)
 
 
 def training_world(card: TaskCard, num_envs: int, seed: int) -> envs.World:
@@ -155,10 +164,18 @@ class Training:
         self.steps, self.owed, self.punishment_total = 0, 0.0, 0.0
         self.best: dict[str, Any] | None = None
         self.recent: deque[tuple[float, float]] = deque(maxlen=_EPISODES_SHOWN)
+        self.marks = {"log": 0, "validate": settings.random_steps}
+        """Steps at the last row of each kind."""
+        m_bounds = (settings.m_low, settings.m_high) if settings.controlled else None
+        self.guard = Guard(config.task, m_bounds, most_value(contract.time_limit, config.budget))
+        self._metrics: Mapping[str, Any] = {}
         self._sums = np.zeros((2, settings.num_envs))
         self._wall_before, self._started = 0.0, time.perf_counter()
-        self._first_episodes = [0] * settings.num_envs
-        self._metrics_bytes = 0
+        self._held: State | None = None
+        """What the next loop takes up, instead of beginning."""
+        self._log_of_replay = ReplayLog(run)
+        self._notes: list[str] = []
+        """What is to be told in the first rows."""
         self._low = np.array([entry.low for entry in contract.action])
         self._span = np.array([entry.high for entry in contract.action]) - self._low
 
@@ -170,7 +187,7 @@ class Training:
 
     def run(self, sinks: Sequence[Sink]) -> RunSummary:
         """Train to the end, or until interrupted (which saves and raises `Interrupted`)."""
-        log = JsonLines(self._metrics_bytes)
+        log = JsonLines(self._held.counters.metrics_bytes if self._held else 0)
         everyone: list[Sink] = [log, *sinks]
         opened: list[Sink] = []
         self._started = time.perf_counter()
@@ -183,7 +200,17 @@ class Training:
                 stop_requests() as stop,
                 _simulator(self.config.threads) as simulator,
             ):
-                self._loop(simulator, everyone, log, stop)
+                while True:
+                    try:
+                        self._loop(simulator, everyone, log, stop)
+                        break
+                    except (TrainingFault, NonFiniteError) as fault:
+                        self._roll_back(fault, log)
+        except FileFault as fault:
+            raise FileFault(
+                f"{fault}; training stopped at {self.steps:,} steps, and the last checkpoint in "
+                f"{self.folder} is intact: mend that, then kcpr-safety resume {self.folder}"
+            ) from fault
         finally:
             for sink in opened:
                 sink.close()
@@ -198,12 +225,14 @@ class Training:
         log: JsonLines,
         stop: threading.Event,
     ) -> None:
-        settings, total = self.config.settings, self.config.steps
+        settings, total, marks = self.config.settings, self.config.steps, self.marks
         validate_every = max(5_000, total // 40)
-        obs = _tensor(self.world.reset(options={"episodes": self._first_episodes})[0])
-        metrics: dict[str, Tensor] = {}
+        obs = _tensor(self._begin())
+        for note in self._notes:
+            for sink in sinks:
+                sink.write({"kind": "fault", "steps": self.steps, "fault": note})
+        self._notes.clear()
         saved = time.perf_counter()
-        marks = {"log": self.steps, "validate": max(self.steps, settings.random_steps)}
         clock = (self.steps, self.wall_s)
         while self.steps < total:
             learning = self.steps >= settings.random_steps
@@ -211,13 +240,13 @@ class Training:
             stepping = simulator.submit(self.world.step, self._command(action))
             if learning:
                 log_due = self.steps + settings.num_envs - marks["log"] >= _LOG_EVERY
-                metrics = self._learn(measure=log_due) or metrics
+                self._metrics = self._learn(measure=log_due) or self._metrics
             obs = self._store(obs, action, stepping.result())
             if learning:
                 self.learner.controller.advance(settings.num_envs)
             if self.steps - marks["log"] >= _LOG_EVERY or self.steps >= total:
                 marks["log"] = self.steps
-                row = self._train_row(metrics, clock)
+                row = self._train_row(self._metrics, clock)
                 clock = (self.steps, self.wall_s)
                 for sink in sinks:
                     sink.write(row)
@@ -228,15 +257,15 @@ class Training:
                 for sink in sinks:
                     sink.write(row)
             if stop.is_set() and self.steps < total:
-                self._save(log.size, finished=False)
+                self._save(log.flushed(), finished=False)
                 raise Interrupted(
                     f"stopped at {self.steps:,} of {total:,} steps; everything is saved, "
                     f"continue with: kcpr-safety resume {self.folder}"
                 )
             if time.perf_counter() - saved > CHECKPOINT_PERIOD_S:
-                self._save(log.size, finished=False)
+                self._save(log.flushed(), finished=False)
                 saved = time.perf_counter()
-        self._save(log.size, finished=True)
+        self._save(log.flushed(), finished=True)
 
     def _learn(self, *, measure: bool = True) -> dict[str, Tensor]:
         """The updates that this step owes, from transitions stored before it."""
@@ -247,6 +276,8 @@ class Training:
             self.owed -= 1.0
             batch = self.replay.draw(settings.batch, self.generator)
             metrics = self.learner.update(batch, measure=measure and self.owed < 1.0)
+            gradient = getattr(self.learner, "gradient", None)
+            self.guard.learned(metrics, gradient, batch, self.steps)
         return metrics
 
     def _store(self, obs: Tensor, action: Tensor, stepped: tuple[Any, ...]) -> Tensor:
@@ -262,6 +293,7 @@ class Training:
             next_obs=_tensor(infos["final_obs"]),
         )
         ended = terminated | truncated
+        self.guard.stored(batch, self.steps)
         self.replay.add(batch)
         self.learner.observe(batch, torch.as_tensor(ended))
         self.steps += len(reward)
@@ -289,15 +321,9 @@ class Training:
 
     def _train_row(self, metrics: Mapping[str, Tensor], clock: tuple[int, float]) -> dict[str, Any]:
         values = {name: float(value) for name, value in metrics.items()}
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingFault(
-                f"{', '.join(broken)} became not finite at {self.steps:,} steps of "
-                f"{self.config.task}; the last checkpoint in {self.folder} is intact"
-            )
         recent = np.array(self.recent) if self.recent else np.full((1, 2), math.nan)
         wall = self.wall_s
-        return {
+        row = {
             "kind": "train",
             "steps": self.steps,
             "wall_s": wall,
@@ -313,6 +339,7 @@ class Training:
             "updates": self.learner.updates,
             **values,
         }
+        return row | {"health": self.guard.health(row)}
 
     def _validate(self) -> dict[str, Any]:
         """Judge the present policy on validation seeds, and keep it if it is the best yet."""
@@ -362,35 +389,101 @@ class Training:
             settings=asdict(config.settings),
         )
 
+    # ------------------------------------------------------------------------- saved, taken up
+
+    def claim(self) -> None:
+        """Make the folder that of this run: from now on it can be killed and resumed."""
+        checkpoints.clear(self.folder)
+        self._save(0, finished=False)
+        checkpoints.write_config(self.folder, self.config)
+
+    def take_up(self) -> None:
+        """Continue from the folder's newest checkpoint that is whole."""
+        state, self._log_of_replay = checkpoints.read_checkpoint(self.folder, self.replay)
+        if state.counters.finished:
+            raise FileFault(
+                f"{self.folder} finished its {self.config.steps:,} steps; to train on, start a new "
+                f"run from it: kcpr-safety train {self.config.task} --init {self.folder}"
+            )
+        self._restore(state)
+        self._notes += [f"{fault}; the checkpoint before it is taken" for fault in state.faults]
+
     def _save(self, metrics_bytes: int, *, finished: bool) -> None:
+        learner = snapshot(self.learner)
+        self.guard.whole(learner, self.steps)
         counters = Counters(
             steps=self.steps,
-            episodes=[int(episode) + 1 for episode in self.world.episodes],
             punishment_total=self.punishment_total,
             wall_s=self.wall_s,
             metrics_bytes=metrics_bytes,
             best={k: _finite(v) for k, v in self.best.items()} if self.best else None,
             owed=self.owed,
             replay_added=self.replay.added,
+            marks=self.marks,
+            recent=[list(pair) for pair in self.recent],
+            sums=self._sums.tolist(),
+            metrics={name: float(value) for name, value in self._metrics.items()},
+            guard=self.guard.counts(),
             finished=finished,
         )
-        # A finished run cannot be resumed; its transitions would only fill the disk.
-        rows = self.replay.rows[: 0 if finished else len(self.replay)]
-        tensors = snapshot(self.learner) | {"loop_generator": self.generator.get_state()}
-        checkpoints.write_checkpoint(self.folder, tensors, rows, counters)
+        kept = read_limited(self.folder / RUN_FILE, MAX_BYTES) if self.best else b""
+        state = State(learner, self.world.snapshot(), self.generator.get_state(), kept, counters)
+        checkpoints.write_checkpoint(self.folder, state, self.replay, self._log_of_replay)
 
-    def restore(self, state: Mapping[str, Tensor], rows: Tensor, counters: Counters) -> None:
-        """Take up where `_save` left off."""
-        if rows.shape[1:] != self.replay.rows.shape[1:] or len(rows) > len(self.replay.rows):
-            raise TrainingFault(f"the checkpoint in {self.folder} does not fit its config.json")
-        restore(self.learner, state)
-        self.generator.set_state(state["loop_generator"])
-        self.replay.rows[: len(rows)] = rows
-        self.replay.added = counters.replay_added
+    def _restore(self, state: State) -> None:
+        """Take up where `_save` left off; the environments follow in `_begin`."""
+        counters, misfit = state.counters, f"the checkpoint in {self.folder} does not fit its run"
+        if np.shape(counters.sums) != self._sums.shape or set(counters.marks) != set(self.marks):
+            raise FileFault(misfit)
+        try:
+            restore(self.learner, state.learner)
+            self.generator.set_state(state.generator)
+            self.guard.take(counters.guard)
+        except (RuntimeError, TypeError, KeyError) as error:
+            raise FileFault(f"{misfit}: {error}") from error
         self.steps, self.owed = counters.steps, counters.owed
         self.punishment_total, self.best = counters.punishment_total, counters.best
-        self._wall_before, self._metrics_bytes = counters.wall_s, counters.metrics_bytes
-        self._first_episodes = counters.episodes
+        self.marks.update(counters.marks)
+        self.recent.clear()
+        self.recent.extend((reward, punishment) for reward, punishment in counters.recent)
+        self._sums = np.array(counters.sums)
+        self._metrics, self._held = counters.metrics, state
+        self._wall_before, self._started = counters.wall_s, time.perf_counter()
+        if state.policy:
+            # A later policy may have been kept since, by steps that are about to be taken again.
+            atomic_write(self.folder / RUN_FILE, state.policy)
+
+    def _begin(self) -> np.ndarray:
+        """The first observations: those of the state that is taken up, or of new episodes."""
+        held, self._held = self._held, None
+        if held is None or not held.world:
+            first = [0] * self.world.num_envs
+            return self.world.reset(options={"episodes": first})[0]
+        try:
+            return self.world.restore(held.world)
+        except EnvironmentFault as fault:
+            self._notes.append(f"{fault}; the next episodes begin instead")
+            self._sums[:] = 0.0
+            return self.world.reset(options={"episodes": held.world["episodes"] + 1})[0]
+
+    def _roll_back(self, fault: Exception, log: JsonLines) -> None:
+        """Return to the last good state, once; the second time, raise what went wrong."""
+        left = dump(self.folder, self.steps, fault, snapshot(self.learner), self.world.snapshot())
+        told = f"{fault}; what was at hand is in {left}" if left else str(fault)
+        state, self._log_of_replay = checkpoints.read_checkpoint(self.folder, self.replay)
+        before, rollbacks = state.counters.steps, self.guard.rollbacks
+        if rollbacks:
+            raise type(fault)(
+                f"{told}; the run had been taken back once already and stops; its checkpoint at "
+                f"{before:,} steps in {self.folder} is intact"
+            ) from fault
+        self._restore(state)
+        # The same numbers would lead to the same place.
+        for generator in (self.generator, self.learner.generator):
+            generator.manual_seed(self.config.seed + _OTHER_NUMBERS)
+        self.guard.rollbacks = rollbacks + 1
+        log.rewind(state.counters.metrics_bytes)
+        self._notes.append(f"{told}; the run was taken back to {before:,} steps")
 
 
 class _Here(Executor):

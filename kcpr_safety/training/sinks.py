@@ -4,6 +4,7 @@ A sink takes one row (a flat dict of numbers and texts) at a time; `kind` says w
 
     train        every few thousand steps: speed, recent training episodes, coupling, values
     validation   deterministic episodes on validation seeds: what the kept policy is chosen by
+    fault        what went wrong, and what was done about it
 
 Algorithms never write anywhere: they return metrics, the loop makes rows, sinks show them.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -60,13 +62,26 @@ class JsonLines:
         self._path = run / METRICS_FILE
         with faults_of(f"cannot write {self._path}"):
             self._stream = open(self._path, "ab")  # noqa: SIM115 (open while training runs)
-            self._stream.truncate(self._keep)
+            # Never half a line, even where the file is shorter than its run remembers.
+            whole = self._path.read_bytes()[: self._keep].rfind(b"\n") + 1
+            self.rewind(whole)
 
     def write(self, row: Row) -> None:
         line = json.dumps({key: _plain(value) for key, value in row.items()}) + "\n"
         with faults_of(f"cannot write {self._path}"):
             self._stream.write(line.encode())
             self._stream.flush()
+
+    def rewind(self, size: int) -> None:
+        """Forget what was written after the first `size` bytes."""
+        with faults_of(f"cannot write {self._path}"):
+            self._stream.truncate(size)
+
+    def flushed(self) -> int:
+        """Bytes written so far, all of them on the disk: a checkpoint counts on them."""
+        with faults_of(f"cannot write {self._path}"):
+            os.fsync(self._stream.fileno())
+        return self.size
 
     @property
     def size(self) -> int:
@@ -125,7 +140,9 @@ class Live:
 
     def write(self, row: Row) -> None:
         self._latest.update(row)
-        if row["kind"] == "validation":
+        if row["kind"] == "fault":
+            self._console.print(f"{row['steps']:>9,} steps  [red]{escape(row['fault'])}[/red]")
+        elif row["kind"] == "validation":
             self._console.print(self._validation(row))
         elif row["kind"] == "train":
             speed = f"{row.get('steps_per_s', 0):,.0f} steps/s"
@@ -157,6 +174,7 @@ class Live:
             f"{_short(row.get('punishment_mean'))} of {self._budget:g} "
             f"(predicted {_short(row.get('predicted_punishment'))})  "
             f"lambda {_short(row.get('lambda'))}"
+            + ("" if row.get("health", "ok") == "ok" else f"  [red]{row['health']}[/red]")
         )
 
 

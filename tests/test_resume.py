@@ -1,0 +1,180 @@
+"""Does a run that was stopped, killed or hurt end as if nothing had happened, or say why not?"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import Sprint
+
+from kcpr_safety import envs
+from kcpr_safety.cards import TaskCard
+from kcpr_safety.training import loop
+from kcpr_safety.training.loop import resume_run, train_run
+from kcpr_safety.training.options import TrainOptions
+from kcpr_safety.training.stopping import Interrupted
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "kill_resume.py"))
+CARD = TaskCard("SafetySprint-v0", "sprint", "", "one fast step", budget=5.0)
+FEW = {
+    "width": 8,
+    "batch": 16,
+    "random_steps": 200,
+    "num_envs": 10,
+    "updates_per_step": 0.03,
+    "capacity": 1_500,
+}
+"""A moment's run, whose replay is overwritten more than once."""
+STEPS = 6_000
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that handles errors handles it, and nothing more is saved."""
+
+
+@pytest.fixture(autouse=True)
+def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_world(card: TaskCard, num_envs: int, *, episode_seeds: Any, **_: Any) -> Sprint:
+        world = Sprint(num_envs, episode_seeds, far=3.0, limit=30)
+        world.contract = replace(world.contract, budget=card.budget)
+        return world
+
+    monkeypatch.setattr(envs, "resolve", lambda task: CARD)
+    monkeypatch.setattr(envs, "make_world", make_world)
+    monkeypatch.setattr(loop, "VALIDATION_EPISODES", 2)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 500)
+
+
+def options(out: Path, **changed: Any) -> TrainOptions:
+    values = {"task": CARD.task, "out": out, "steps": STEPS, "overrides": FEW, **changed}
+    return TrainOptions(**values)
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The next run that reaches `step` is killed there."""
+    original = loop.Training._store
+
+    def store(self: Any, *given: Any) -> Any:
+        if self.steps >= step:
+            monkeypatch.setattr(loop.Training, "_store", original)
+            raise Killed
+        return original(self, *given)
+
+    monkeypatch.setattr(loop.Training, "_store", store)
+
+
+def saved_every(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Checkpoints by steps instead of the clock, so that tests repeat."""
+    original = loop.Training._save
+    clock = {"now": 0.0}
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(loop, "CHECKPOINT_PERIOD_S", 0.5)
+    store = loop.Training._store
+
+    def ticking(self: Any, *given: Any) -> Any:
+        obs = store(self, *given)
+        clock["now"] = float(self.steps // steps)
+        return obs
+
+    monkeypatch.setattr(loop.Training, "_store", ticking)
+    monkeypatch.setattr(loop.Training, "_save", original)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        toy_world.__wrapped__(patch)  # type: ignore[attr-defined]
+        train_run(options(folder))
+    return folder
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    assert SCRIPT["differences"](run, whole) == []
+
+
+# ------------------------------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("step", [0, 210, 1_510, 5_210, 5_990])
+def test_a_killed_run_ends_like_one_that_was_not(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    saved_every(monkeypatch, 470)
+    killed_at(monkeypatch, step)
+    with pytest.raises(Killed):
+        train_run(options(tmp_path / "run"))
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_run_that_is_killed_again_and_again(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_every(monkeypatch, 600)
+    go: Any = lambda run: train_run(options(run))  # noqa: E731
+    for step in range(700, STEPS, 1_710):
+        killed_at(monkeypatch, step)
+        with pytest.raises(Killed):
+            go(tmp_path / "run")
+        go = resume_run
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_ends_like_one_that_was_not(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    original = loop.Training._store
+
+    def store(self: Any, *given: Any) -> Any:
+        if self.steps == 4_000:
+            os.kill(os.getpid(), number)
+        return original(self, *given)
+
+    monkeypatch.setattr(loop.Training, "_store", store)
+    with pytest.raises(Interrupted, match=r"stopped at 4,0\d\d of 6,000 steps"):
+        train_run(options(tmp_path / "run"))
+    monkeypatch.setattr(loop.Training, "_store", original)
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("agent", ["sac", "sac-lag"])
+def test_other_agents_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str) -> None:
+    train_run(options(tmp_path / "whole", agent=agent, steps=3_000))
+    saved_every(monkeypatch, 600)
+    killed_at(monkeypatch, 1_990)
+    with pytest.raises(Killed):
+        train_run(options(tmp_path / "run", agent=agent, steps=3_000))
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_warm_start_survives_a_kill_before_the_first_checkpoint(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = options(tmp_path / "run", init=whole, steps=1_000, seed=1)
+    train_run(replace(warm, out=tmp_path / "whole"))
+    killed_at(monkeypatch, 300)
+    with pytest.raises(Killed):
+        train_run(warm)
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_sigkill_in_a_real_process_and_a_real_world(tmp_path: Path) -> None:
+    """The script's own trial, on short runs; `scripts/kill_resume.py` is the long one."""
+    words = [sys.executable, str(ROOT / "scripts" / "kill_resume.py"), "--out", str(tmp_path)]
+    words += ["--kills", "2", "--config", "velocity", "--steps", "2000", "--period", "0.2"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 runs" in done.stdout
