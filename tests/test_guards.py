@@ -57,9 +57,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, what: str, times: int) -> None:
 
     learn, store = loop.Training._learn, loop.Training._store
 
-    def learned(self: Any) -> Any:
+    def learned(self: Any, **given: Any) -> Any:
         if self.steps < 1_000:
-            return learn(self)
+            return learn(self, **given)
         if what == "gradient":
             original = self.learner._step
 
@@ -71,11 +71,11 @@ def poison(monkeypatch: pytest.MonkeyPatch, what: str, times: int) -> None:
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(self.learner, "_step", step)
                     self.owed = 1.0
-                    return learn(self)
+                    return learn(self, **given)
         if what == "loss" and now(self):
             self.replay.rows[:, self.replay.layout.obs_size + 2] = math.nan
             self.owed = 1.0
-        return learn(self)
+        return learn(self, **given)
 
     def stored(self: Any, obs: Any, action: Any, stepped: Any) -> Any:
         if what in ("reward", "punishment") and now(self):
@@ -102,7 +102,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, what: str, times: int) -> None:
 
 NAMES = {
     "gradient": "gradient",
-    "loss": "reward, critic_loss",
+    "loss": "reward, gradient",
     "reward": "reward",
     "punishment": "punishment",
     "world": "reward",

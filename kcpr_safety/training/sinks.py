@@ -89,7 +89,8 @@ class JsonLines:
         return os.fstat(self._stream.fileno()).st_size
 
     def close(self) -> None:
-        self._stream.close()
+        if hasattr(self, "_stream"):
+            self._stream.close()
 
 
 class TensorBoard:
