@@ -23,15 +23,17 @@ What a card does not say holds as the agents have it; that is why overrides are 
 
 import hashlib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kcpr_safety.errors import CardError, UnknownNameError
+from kcpr_safety.errors import CardError, FileFault, UnknownNameError
+from kcpr_safety.files import read_limited
+from kcpr_safety.texts import toml_table
 
 MOST_OVERRIDES = 3
+MAX_BYTES = 2**16
 
 _REQUIRED: Mapping[str, type] = {"task": str, "title": str, "description": str, "punishment": str}
 _OPTIONAL: Mapping[str, type] = {
@@ -107,11 +109,11 @@ def load_card(name_or_path: str | Path) -> TaskCard:
 
 def _read(path: Path) -> TaskCard:
     try:
-        content = path.read_bytes()
-        record = tomllib.loads(content.decode())
-    except OSError as error:
-        raise CardError(f"task card {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = read_limited(path, MAX_BYTES)
+        record = toml_table(content)
+    except FileFault as fault:
+        raise CardError(f"task card: {fault}") from fault
+    except ValueError as error:
         raise CardError(f"task card {path} is not TOML: {error}") from error
     _check_keys(path, record)
     overrides = {

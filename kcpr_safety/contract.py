@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from kcpr_safety.errors import FileFault, SettingsError
+from kcpr_safety.texts import json_object
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,32 @@ class Contract:
     def from_json(cls, text: str) -> Self:
         """Inverse of `to_json`; anything else raises `FileFault`."""
         try:
-            record: dict[str, Any] = json.loads(text)
+            record = json_object(text)
             for side in ("observation", "action"):
                 record[side] = tuple(_entry(item) for item in record[side])
             rows = record.setdefault("commands", ())
             record["commands"] = tuple(tuple(float(value) for value in row) for row in rows)
             if set(record) != {field.name for field in fields(cls)}:
                 raise ValueError("keys differ")
+            _check(record)
             return cls(**record)
         except (ValueError, TypeError, KeyError, AttributeError, SettingsError) as error:
             raise FileFault(f"not a contract of this package: {error}") from error
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Raise `ValueError` unless every value is of its kind."""
+    for key in ("task", "punishment"):
+        if not isinstance(record[key], str):
+            raise ValueError(f"{key} is no text")
+    for key, lowest in (("period_s", 0.0), ("budget", 0.0), ("time_limit", 1)):
+        value = record[key]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} is no number")
+        if not (math.isfinite(value) and value >= lowest):
+            raise ValueError(f"{key} is {value}")
+    if not isinstance(record["time_limit"], int):
+        raise ValueError("time_limit is no count of steps")
 
 
 def _entry(item: dict[str, Any]) -> Entry:

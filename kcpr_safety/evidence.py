@@ -5,7 +5,6 @@ the report. Lists, not only means: every interval is computed from the episodes 
 missing, not finite or contradicts itself is refused by name. Neither torch nor a simulator.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from kcpr_safety.errors import FileFault
 from kcpr_safety.files import read_limited
+from kcpr_safety.texts import json_value
 
 EVIDENCE_FILE = "evaluation.json"
 MAX_BYTES = 16 * 2**20
@@ -74,8 +74,8 @@ def read_evidence(path: Path) -> Evidence:
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object from a file."""
     try:
-        record = json.loads(read_limited(path, MAX_BYTES))
-    except (ValueError, RecursionError) as error:
+        record = json_value(read_limited(path, MAX_BYTES))
+    except ValueError as error:
         raise FileFault(f"{path} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise FileFault(f"{path} must hold one JSON object")

@@ -70,6 +70,11 @@ def atomic_write(path: Path, content: Content) -> None:
         sync_folder(path.parent)
 
 
+def without_links(path: str, flags: int) -> int:
+    """An `opener` for `open` that refuses a path whose last part is a symbolic link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the folder's entries, so that a rename survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -81,14 +86,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """All bytes of a plain file of at most `limit` bytes; anything else raises `FileFault`."""
+def read_limited(path: Path, limit: int, *, links: bool = True) -> bytes:
+    """All bytes of a plain file of at most `limit` bytes; anything else raises `FileFault`.
+
+    Without `links`, a symbolic link is no plain file either.
+    """
     path = Path(path)
     with faults_of(f"cannot read {path}"):
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "no plain file"
             raise FileFault(f"cannot read {path}: it is {kind}")
-        with open(path, "rb") as stream:
+        with open(path, "rb", opener=None if links else without_links) as stream:
             data = stream.read(limit + 1)
     if len(data) > limit:
         raise FileFault(f"cannot read {path}: it is larger than the {limit:,} bytes of its kind")

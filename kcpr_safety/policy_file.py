@@ -35,6 +35,7 @@ from kcpr_safety.contract import Contract
 from kcpr_safety.errors import FileFault
 from kcpr_safety.files import atomic_write, read_limited
 from kcpr_safety.tensor_file import pack, unpack
+from kcpr_safety.texts import json_object
 
 SCHEMA_VERSION = "1"
 RUN_FILE = "policy.safetensors"
@@ -125,10 +126,8 @@ def policy_from_bytes(data: bytes, name: str) -> PolicyFile:
         raise FileFault(f"{name} is not a policy file: its header is missing or adds {odd}")
     try:
         contract = Contract.from_json(metadata["contract"])
-        settings = json.loads(metadata["settings"])
+        settings = json_object(metadata["settings"])
         seed, steps = int(metadata["seed"]), int(metadata["steps"])
-        if not isinstance(settings, dict):
-            raise ValueError("settings are no object")
     except (FileFault, ValueError) as error:
         raise FileFault(f"{name} has a damaged header: {error}") from error
     if metadata["task"] != contract.task:

@@ -19,6 +19,10 @@ from safetensors.torch import load as parse
 from torch import Tensor
 
 from kcpr_safety.errors import FileFault
+from kcpr_safety.texts import json_object
+
+MAX_HEADER_BYTES = 4 * 2**20
+MAX_TENSORS = 1024
 
 _TYPES = {
     torch.float64: "F64",
@@ -66,10 +70,14 @@ def pieces(
 def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; `name` is what a fault calls it."""
     try:
-        tensors = parse(data)
-        # Parsed, hence well-formed: the length, the JSON and its types have been checked.
         (length,) = struct.unpack_from("<Q", data)
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length:,} bytes")
+        header = json_object(data[8 : 8 + length])
+        if len(header) > MAX_TENSORS:
+            raise ValueError(f"{len(header):,} tensors")
+        tensors = parse(data)
+        metadata = header.get("__metadata__", {})
     except (SafetensorError, ValueError, TypeError, KeyError, struct.error) as error:
         raise FileFault(f"{name} is not a safetensors file, or is damaged ({error})") from error
     # The parsed tensors are views of `data` at any address; kernels may round differently on

@@ -18,8 +18,9 @@ PACKAGE = ROOT / "kcpr_safety"
 
 NOTHING_BUT = {
     "errors": set(),
-    "contract": {"kcpr_safety.errors"},
-    "cards": {"kcpr_safety.errors"},
+    "texts": set(),
+    "contract": {"kcpr_safety.errors", "kcpr_safety.texts"},
+    "cards": {"kcpr_safety.errors", "kcpr_safety.files", "kcpr_safety.texts"},
     "seeds": {"kcpr_safety.errors", "numpy"},
     "stats": {"jaxtyping", "numpy"},
     "files": {"kcpr_safety.errors"},

@@ -150,7 +150,7 @@ HEADERS = {
     "missing or adds hat": {"hat": "1"},
     "damaged header: not a contract": {"contract": "{}"},
     "damaged header: Expecting": {"settings": "{"},
-    "settings are no object": {"settings": "[]"},
+    "no JSON object": {"settings": "[]"},
     "damaged header: invalid literal": {"steps": "many"},
     "its contract SafetyFake-v1": {"task": "Other-v0"},
 }

@@ -128,19 +128,31 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
 """What each named agent changes in the defaults; all are the same code."""
 
 
+def settings_from(record: Any) -> Settings:
+    """The settings in a file's record; whatever does not fit raises `SettingsError`."""
+    if not isinstance(record, Mapping):
+        raise SettingsError("settings are names with numbers")
+    return replace(Settings(), **_typed(record))
+
+
 def agent_settings(agent: str, overrides: Mapping[str, Any]) -> Settings:
     """The settings of a named agent after a task card's or a caller's overrides."""
     if agent not in AGENTS:
         raise UnknownNameError("agent", agent, AGENTS)
+    return replace(Settings(), **{**AGENTS[agent], **_typed(overrides)})
+
+
+def _typed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value as its setting's type."""
     known = {field.name: field.type for field in fields(Settings)}
     for name, value in overrides.items():
         if name not in known:
             raise UnknownNameError("setting", name, known)
         kind = known[name]
-        fits = isinstance(value, bool) if kind is bool else not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = isinstance(value, bool) if kind is bool else number and math.isfinite(value)
         if not fits or (kind is int and value != int(value)):
             raise SettingsError(
                 f"{name} is {value!r}; it must be a {getattr(kind, '__name__', kind)}"
             )
-    typed = {name: known[name](value) for name, value in overrides.items()}  # type: ignore[operator]
-    return replace(Settings(), **{**AGENTS[agent], **typed})
+    return {name: known[name](value) for name, value in overrides.items()}  # type: ignore[operator]

@@ -22,6 +22,7 @@ from kcpr_safety.errors import FileFault
 ROOT = "archive/"
 EXTRA = "extra/"
 MAX_BYTES = 64 * 2**20
+MAX_ENTRIES = 512
 _ALIGNMENT = 64
 _LOCAL_HEADER = 30
 """Bytes before an entry's name in the zip format."""
@@ -96,6 +97,8 @@ def _entries(archive: bytes, *, stored: bool) -> dict[str, bytes]:
         names = [info.filename for info in infos]
         if len(set(names)) != len(names):
             raise ValueError("two entries of one name")
+        if len(infos) > MAX_ENTRIES or sum(info.file_size for info in infos) > MAX_BYTES:
+            raise ValueError("more in it than any controller has")
         # Before anything is inflated: a few foreign bytes could become very many.
         if stored and any(info.compress_type != zipfile.ZIP_STORED for info in infos):
             raise ValueError("compressed entries")

@@ -28,6 +28,7 @@ from kcpr_safety.stats import (
     over_budget,
     share_interval,
 )
+from kcpr_safety.texts import json_object
 
 SCHEMA_VERSION = "1"
 
@@ -143,10 +144,8 @@ def card_to_bytes(card: Mapping[str, Any]) -> bytes:
 def card_from_bytes(data: bytes, name: str) -> dict[str, Any]:
     """Inverse of `card_to_bytes`; an unknown schema or a missing part raises `FileFault`."""
     try:
-        card = json.loads(data)
-        if not isinstance(card, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
+        card = json_object(data)
+    except ValueError as error:
         raise FileFault(f"{name} is no bundle card: {error}") from error
     version = card.get("schema_version")
     if version != SCHEMA_VERSION:

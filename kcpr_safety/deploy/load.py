@@ -91,7 +91,7 @@ def load_policy(path: Path) -> Policy:
 
 def load_bundle(folder: Path) -> Policy:
     """Check a bundle's files against each other and load its TorchScript controller."""
-    card_bytes = read_limited(folder / CARD_FILE, MAX_BYTES)
+    card_bytes = read_limited(folder / CARD_FILE, MAX_BYTES, links=False)
     card = card_from_bytes(card_bytes, str(folder / CARD_FILE))
     data = {name: _hashed(folder, name, card) for name in (BUNDLE_FILE, GOLDEN_FILE)}
     policy = policy_from_bytes(data[BUNDLE_FILE], str(folder / BUNDLE_FILE))
@@ -99,7 +99,7 @@ def load_bundle(folder: Path) -> Policy:
     if card["contract"] != json.loads(contract.to_json()):
         raise FileFault(f"{folder / CARD_FILE} and {BUNDLE_FILE} differ in their contract")
     name = str(folder / CONTROLLER_FILE)
-    archive = read_limited(folder / CONTROLLER_FILE, MAX_BYTES)
+    archive = read_limited(folder / CONTROLLER_FILE, MAX_BYTES, links=False)
     extras = extras_of(archive, name)
     beside = {
         CARD_FILE: card_bytes,
@@ -138,7 +138,7 @@ def self_test(module: nn.Module, golden: dict[str, Tensor], contract: Contract, 
 
 
 def _hashed(folder: Path, name: str, card: dict[str, Any]) -> bytes:
-    data = read_limited(folder / name, MAX_BYTES)
+    data = read_limited(folder / name, MAX_BYTES, links=False)
     if card["files"].get(name) != hashlib.sha256(data).hexdigest():
         raise FileFault(f"{folder / name} is not the file that {CARD_FILE} was written for")
     return data

@@ -6,7 +6,6 @@ note that the page shows. Nothing is dropped or averaged in silence.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import EVIDENCE_FILE, Evidence, read_evidence, read_json
 from kcpr_safety.files import read_limited
+from kcpr_safety.texts import json_object
 
 SCHEMA_VERSION = "1"
 MAX_METRICS_BYTES = 512 * 2**20
@@ -143,9 +143,9 @@ def _read_rows(path: Path) -> tuple[list[Row], list[str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json_object(line)
             usable = isinstance(row["kind"], str) and math.isfinite(row["steps"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             if number_ == len(lines):
                 return rows, [f"line {number_} of metrics.jsonl was cut off while being written"]
             raise FileFault(f"{path} is damaged in line {number_}: {error}") from error

@@ -29,12 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kcpr_safety.agents.settings import Settings
+from kcpr_safety.agents.settings import Settings, settings_from
 from kcpr_safety.contract import Contract
 from kcpr_safety.errors import FileFault, KcprError
 from kcpr_safety.files import atomic_write, faults_of, read_limited
 from kcpr_safety.replay import Replay
 from kcpr_safety.tensor_file import pieces, unpack
+from kcpr_safety.texts import json_object, json_value
 from kcpr_safety.training.replay_log import Chunk, ReplayLog
 
 CONFIG_FILE = "config.json"
@@ -151,7 +152,7 @@ def read_config(run: Path) -> Config:
     if not path.is_file():
         raise FileFault(f"{run} is no run folder: it has no {CONFIG_FILE}")
     try:
-        record = json.loads(read_limited(path, _MAX_CONFIG_BYTES))
+        record = json_object(read_limited(path, _MAX_CONFIG_BYTES))
         if record["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {record['schema_version']!r} is not known here")
         return Config(
@@ -160,7 +161,7 @@ def read_config(run: Path) -> Config:
             seed=int(record["seed"]),
             steps=int(record["steps"]),
             budget=float(record["budget"]),
-            settings=Settings(**record["settings"]),
+            settings=settings_from(record["settings"]),
             contract=Contract.from_json(json.dumps(record["contract"])),
             device=str(record["device"]),
             threads=int(record.get("threads", 1)),
@@ -268,8 +269,8 @@ def _read(path: Path) -> tuple[State, ReplayLog]:
     try:
         if header["schema_version"] != CHECKPOINT_SCHEMA_VERSION:
             raise ValueError(f"schema version {header['schema_version']!r} is not known here")
-        counters = _counters(json.loads(header["counters"]))
-        chunks = [Chunk.from_record(record) for record in json.loads(header["chunks"])]
+        counters = _counters(json_object(header["counters"]))
+        chunks = [Chunk.from_record(record) for record in json_value(header["chunks"])]
         groups: dict[str, dict[str, Tensor]] = {"learner": {}, "world": {}, "loop": {}}
         for name, tensor in tensors.items():
             group, _, key = name.partition(".")

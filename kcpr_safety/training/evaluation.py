@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kcpr_safety import envs
 from kcpr_safety.agents.continuous import Learner, Task
-from kcpr_safety.agents.settings import Settings
+from kcpr_safety.agents.settings import settings_from
 from kcpr_safety.agents.snapshots import warm_start
 from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.envs import World
@@ -90,7 +90,7 @@ class Critic:
     """The evaluation critic of a policy, in units of discounted punishment."""
 
     def __init__(self, policy: PolicyFile) -> None:
-        settings = Settings(**policy.settings)
+        settings = settings_from(policy.settings)
         contract = policy.contract
         task = Task(contract.obs_size, contract.action_size, contract.budget, contract.time_limit)
         learner = Learner(settings, task, num_envs=1, seed=0)

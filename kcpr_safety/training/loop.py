@@ -439,7 +439,7 @@ class Training:
             restore(self.learner, state.learner)
             self.generator.set_state(state.generator)
             self.guard.take(counters.guard)
-        except (RuntimeError, TypeError, KeyError) as error:
+        except (TrainingFault, RuntimeError, TypeError, KeyError) as error:
             raise FileFault(f"{misfit}: {error}") from error
         self.steps, self.owed = counters.steps, counters.owed
         self.punishment_total, self.best = counters.punishment_total, counters.best

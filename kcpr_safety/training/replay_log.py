@@ -57,6 +57,8 @@ class ReplayLog:
 
     def __init__(self, run: Path, chunks: Iterable[Chunk] = ()) -> None:
         self.folder = run / FOLDER
+        if self.folder.is_symlink():
+            raise FileFault(f"{self.folder} is a symbolic link; a run writes into its own folder")
         self.chunks = list(chunks)
         """Those of the newest checkpoint."""
         self._earlier = [self.chunks]

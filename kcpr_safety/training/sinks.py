@@ -28,9 +28,11 @@ from rich.progress import (
 )
 
 from kcpr_safety.errors import FileFault, MissingPackageError
-from kcpr_safety.files import faults_of
+from kcpr_safety.files import faults_of, read_limited, without_links
+from kcpr_safety.texts import json_object
 
 METRICS_FILE = "metrics.jsonl"
+MAX_METRICS_BYTES = 512 * 2**20
 
 Row = Mapping[str, Any]
 
@@ -61,7 +63,7 @@ class JsonLines:
     def open(self, run: Path, task: str, total_steps: int, budget: float) -> None:
         self._path = run / METRICS_FILE
         with faults_of(f"cannot write {self._path}"):
-            self._stream = open(self._path, "ab")  # noqa: SIM115 (open while training runs)
+            self._stream = open(self._path, "ab", opener=without_links)  # noqa: SIM115 (open while training runs)
             # Never half a line, even where the file is shorter than its run remembers.
             whole = self._path.read_bytes()[: self._keep].rfind(b"\n") + 1
             self.rewind(whole)
@@ -187,10 +189,9 @@ def live_sinks(progress: bool) -> list[Sink]:
 def read_rows(run: Path) -> list[dict[str, Any]]:
     """All rows of a run's metrics file."""
     path = Path(run) / METRICS_FILE
-    with faults_of(f"cannot read {path}"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_limited(path, MAX_METRICS_BYTES).splitlines()
     try:
-        return [json.loads(line) for line in lines]
+        return [json_object(line) for line in lines]
     except ValueError as error:
         raise FileFault(f"{path} is damaged: {error}") from error
 
