@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/kill_resume.py [--kills 100] [--out FOLDER] [--config NAME ...]
 
-Four configurations: fast navigation, fast velocity, the official path, SAC-Lag. Each is trained
-once without a stop (about 15 s), then again and again: the process gets SIGKILL at a random moment
+Four configurations: fast navigation, fast velocity, the official path, SAC-Lag whose learner has
+two threads and whose replay overflows. Each is trained once without a stop (5 to 15 s), then again and again: the process gets SIGKILL at a random moment
 (also while it starts, validates, or writes a checkpoint: they are written every half second here),
 is resumed, is killed again with probability 1/3, and runs to its end. Everything that is left must
 equal the uninterrupted run: the policy file to the last byte, every row of metrics but for the
@@ -31,18 +31,19 @@ import numpy as np
 
 SMALL = {"random_steps": 1_000, "width": 64, "batch": 64, "num_envs": 4}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "navigation": {"task": "SafetyPointGoal1-v0", "steps": 16_000, "overrides": SMALL},
-    "velocity": {"task": "SafetyHopperVelocity-v1", "steps": 20_000, "overrides": SMALL},
+    "navigation": {"task": "SafetyPointGoal1-v0", "steps": 8_000, "overrides": SMALL},
+    "velocity": {"task": "SafetyHopperVelocity-v1", "steps": 9_000, "overrides": SMALL},
     "official": {
         "task": "SafetyPointGoal1-v0",
-        "steps": 8_000,
+        "steps": 4_000,
         "overrides": SMALL | {"updates_per_step": 0.5},
     },
     "sac-lag": {
         "task": "SafetyHalfCheetahVelocity-v1",
         "agent": "sac-lag",
-        "steps": 20_000,
-        "overrides": SMALL | {"capacity": 6_000, "num_envs": 3},
+        "steps": 9_000,
+        "threads": 2,
+        "overrides": SMALL | {"capacity": 3_000, "num_envs": 3},
     },
 }
 OFFICIAL = "official"
@@ -68,7 +69,7 @@ def child(name: str, run: Path, steps: int | None, period_s: float) -> None:
     if (run / CONFIG_FILE).exists():
         loop.resume_run(run)
     else:
-        config = {**CONFIGS[name], **({} if steps is None else {"steps": steps})}
+        config = {"threads": 1} | CONFIGS[name] | ({} if steps is None else {"steps": steps})
         loop.train_run(TrainOptions(out=run, **config))
 
 
