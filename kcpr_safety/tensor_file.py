@@ -77,7 +77,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         if len(header) > MAX_TENSORS:
             raise ValueError(f"{len(header):,} tensors")
         tensors = parse(data)
-        metadata = header.get("__metadata__", {})
+        metadata = header.get("__metadata__") or {}
     except (SafetensorError, ValueError, TypeError, KeyError, struct.error) as error:
         raise FileFault(f"{name} is not a safetensors file, or is damaged ({error})") from error
     # The parsed tensors are views of `data` at any address; kernels may round differently on

@@ -2,12 +2,13 @@
 
     .venv/bin/python scripts/kill_resume.py [--kills 100] [--out FOLDER] [--config NAME ...]
 
-Four configurations: fast navigation, fast velocity, the official path, SAC-Lag whose learner has
-two threads and whose replay overflows. Each is trained once without a stop (5 to 15 s), then again and again: the process gets SIGKILL at a random moment
-(also while it starts, validates, or writes a checkpoint: they are written every half second here),
-is resumed, is killed again with probability 1/3, and runs to its end. Everything that is left must
-equal the uninterrupted run: the policy file to the last byte, every row of metrics but for the
-clock's columns, and in the final checkpoint all of the learner, every generator and every counter.
+Four configurations: fast navigation, fast velocity, the official path, and SAC-Lag whose learner
+has two threads and whose replay overflows. Each is trained once without a stop (5 to 15 s), then
+again and again: the process gets SIGKILL at a random moment (also while it starts, validates, or
+writes a checkpoint: they are written every half second here), is resumed, is killed again with
+probability 1/3, and runs to its end. Everything that is left must equal the uninterrupted run: the
+policy file to the last byte, every row of metrics but for the clock's columns, and in the final
+checkpoint all of the learner, every generator and every counter.
 
 A finished kill is noted in FOLDER/kills.jsonl and not done again: stop and start as you like.
 Exit code 1 where anything differed.

@@ -42,7 +42,7 @@ def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(out: Path) -> TrainOptions:
-    return TrainOptions(task=CARD.task, out=out, steps=2_000, overrides=FEW)
+    return TrainOptions(task=CARD.task, out=out, steps=2_000, overrides=FEW, threads=1)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, times: int) -> None:

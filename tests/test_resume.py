@@ -60,8 +60,8 @@ def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(out: Path, **changed: Any) -> TrainOptions:
-    values = {"task": CARD.task, "out": out, "steps": STEPS, "overrides": FEW, **changed}
-    return TrainOptions(**values)
+    values = {"task": CARD.task, "out": out, "steps": STEPS, "overrides": FEW, "threads": 1}
+    return TrainOptions(**values | changed)
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -306,7 +306,7 @@ def test_whatever_write_fails_the_run_can_be_resumed(
 ) -> None:
     """Every operation of a whole run: metrics, policy, checkpoints, transitions, lock, config."""
     steps = 5_600
-    few = FEW | {"updates_per_step": 0.01}
+    few = FEW | {"updates_per_step": 0.003, "num_envs": 100}
     with Disk(tmp_path) as disk:
         saved_every(monkeypatch, 1_400)
         train_run(options(tmp_path / "whole", steps=steps, overrides=few))

@@ -40,7 +40,7 @@ NOT_CLAIMED = (
     "The intervals hold for this one policy; they say nothing about another training seed.",
 )
 
-_KEYS = ("contract", "evidence", "files", "identity", "parity", "schema_version")
+_KEYS = ("contract", "evidence", "files", "identity", "parity")
 
 
 def make_card(
@@ -150,7 +150,7 @@ def card_from_bytes(data: bytes, name: str) -> dict[str, Any]:
     version = card.get("schema_version")
     if version != SCHEMA_VERSION:
         raise FileFault(f"{name} has schema version {version!r}; this package reads '1'")
-    missing = [key for key in _KEYS if not isinstance(card.get(key), dict | str)]
+    missing = [key for key in _KEYS if not isinstance(card.get(key), dict)]
     if missing:
         raise FileFault(f"{name} is no bundle card: it lacks {', '.join(missing)}")
     return card

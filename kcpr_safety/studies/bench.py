@@ -3,7 +3,8 @@
     sim      the world alone, beside the official environment and bare physics (`bench_sim`)
     learner  updates beside the limit of their matrix products and beside another library's, and
              where a training loop's time goes (`bench_learner`)
-    loop     training as it is: acting, stepping and learning together, beside the world alone
+    loop     training as it is: acting, stepping and learning together, beside the world alone;
+             what checkpoints cost, and how long resuming takes (`checkpoint_cost`)
 
 Quiet machines only: any other load is part of what is measured.
 """
@@ -19,6 +20,7 @@ from kcpr_safety.errors import SettingsError, UnknownNameError
 from kcpr_safety.studies.bench_learner import AGENTS, DEFAULT_TASK, WINDOWS, bench_learner
 from kcpr_safety.studies.bench_sim import DEFAULT_ENVS, bench_sim
 from kcpr_safety.studies.bench_sim import DEFAULT_TASK as DEFAULT_SIM_TASK
+from kcpr_safety.studies.checkpoint_cost import checkpoint_figures
 from kcpr_safety.studies.loop_parts import loop_figures
 from kcpr_safety.studies.transitions import random_actions
 from kcpr_safety.training.evaluation import torch_threads
@@ -67,11 +69,13 @@ def run(
     with torch_threads():
         alone = simulation(world, seconds)
     loop = loop_figures(card.task, agent, overrides, seconds, device)
+    cost = checkpoint_figures(card.task, agent, overrides, loop["steps_per_s"], device)
     return {
         "environment_steps_per_s": alone,
         "loop_steps_per_s": loop.pop("steps_per_s"),
         "loop_updates_per_s": loop.pop("updates_per_s"),
         **loop,
+        **cost,
         "task": card.task,
         "agent": agent,
         "envs": settings.num_envs,

@@ -158,15 +158,15 @@ def read_config(run: Path) -> Config:
         return Config(
             task=str(record["task"]),
             agent=str(record["agent"]),
-            seed=int(record["seed"]),
-            steps=int(record["steps"]),
-            budget=float(record["budget"]),
+            seed=_count(record["seed"]),
+            steps=_count(record["steps"]),
+            budget=_number_in(record["budget"]),
             settings=settings_from(record["settings"]),
             contract=Contract.from_json(json.dumps(record["contract"])),
             device=str(record["device"]),
-            threads=int(record.get("threads", 1)),
+            threads=max(1, _count(record.get("threads", 1))),
         )
-    except (ValueError, TypeError, KeyError, RecursionError, KcprError) as error:
+    except (ValueError, TypeError, KeyError, KcprError) as error:
         raise FileFault(f"{path} is not the configuration of a run: {error}") from error
 
 
@@ -283,7 +283,7 @@ def _read(path: Path) -> tuple[State, ReplayLog]:
             policy=b"" if policy == b"\0" else policy,
             counters=counters,
         )
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise FileFault(f"{path} is not a checkpoint of this package: {error}") from error
     return state, ReplayLog(path.parent, chunks)
 

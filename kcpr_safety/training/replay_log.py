@@ -46,7 +46,9 @@ class Chunk:
     @classmethod
     def from_record(cls, record: Any) -> Self:
         """From `[first, stop, crc]`; anything else raises `ValueError`."""
-        first, stop, crc = map(int, record)
+        first, stop, crc = record
+        if not all(isinstance(number, int) for number in record):
+            raise ValueError("a chunk is three whole numbers")
         if not 0 <= first < stop <= first + MOST_ROWS:
             raise ValueError(f"no chunk has the transitions {first} to {stop}")
         return cls(first, stop, crc)
