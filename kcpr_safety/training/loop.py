@@ -271,6 +271,7 @@ class Training:
         """The updates that this step owes, from transitions stored before it."""
         settings = self.config.settings
         self.owed += settings.updates_per_step * settings.num_envs
+        self.learner.progress = min(self.steps / self.config.steps, 1.0)
         metrics: dict[str, Tensor] = {}
         while self.owed >= 1.0:
             self.owed -= 1.0
@@ -297,7 +298,6 @@ class Training:
         self.replay.add(batch)
         self.learner.observe(batch, torch.as_tensor(ended))
         self.steps += len(reward)
-        self.learner.progress = min(self.steps / self.config.steps, 1.0)
         self.punishment_total += float(punishment.sum())
         self._sums += (reward, punishment)
         if ended.any():
