@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,34 @@ def test_the_same_seed_gives_the_same_policy_and_another_seed_another(tmp_path: 
     first, again, other = ((tmp_path / n / RUN_FILE).read_bytes() for n in "abc")
     assert first == again
     assert first != other
+
+
+def test_it_does_not_matter_whether_the_world_steps_beside_the_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_run(options(tmp_path / "inline", threads=1))
+    monkeypatch.setattr(loop, "_simulator", lambda threads: ThreadPoolExecutor(1))
+    train_run(options(tmp_path / "beside", threads=1))
+    inline, beside = ((tmp_path / n / RUN_FILE).read_bytes() for n in ("inline", "beside"))
+    assert inline == beside
+
+
+def test_the_learning_rate_hears_how_far_training_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[float] = []
+    update = loop.Learner.update
+
+    def listening(self: Any, batch: Any, *, measure: bool = True) -> Any:
+        heard.append(self.progress)
+        return update(self, batch, measure=measure)
+
+    monkeypatch.setattr(loop.Learner, "update", listening)
+    train_run(options(tmp_path / "run"))
+    # Learning begins after 200 of 2,000 steps, and the last updates come before the last 20.
+    assert heard == sorted(heard)
+    assert heard[0] == pytest.approx(0.12, abs=0.03)
+    assert heard[-1] == pytest.approx(0.98, abs=0.03)
 
 
 def test_training_data_say_which_ends_are_true(
