@@ -22,6 +22,7 @@ EpisodeSeeds = Callable[[int, int], int]
 TRAINING_SEEDS = 8_000
 FIRST_VALIDATION_SEED = 8_000
 FIRST_EVALUATION_SEED = 10_000
+VALIDATION_SEEDS = FIRST_EVALUATION_SEED - FIRST_VALIDATION_SEED
 
 
 def training_seeds(run_seed: int) -> EpisodeSeeds:

@@ -62,7 +62,7 @@ def child(name: str, run: Path, steps: int | None, period_s: float) -> None:
     from kcpr_safety.training.options import TrainOptions
 
     loop.CHECKPOINT_PERIOD_S = period_s
-    loop.VALIDATION_EPISODES = 2
+    validation.EPISODES = 2
     if name == OFFICIAL:
         envs.make_world = lambda card, num_envs, *, episode_seeds, threads=None: OfficialWorld(
             card, num_envs, episode_seeds

@@ -15,7 +15,7 @@ from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import NonFiniteError, TrainingFault
 from kcpr_safety.tensor_file import unpack
-from kcpr_safety.training import guards, loop
+from kcpr_safety.training import guards, loop, validation
 from kcpr_safety.training.checkpoints import read_counters
 from kcpr_safety.training.guards import HEALTHY, PINNED_STEPS, Broken, Guard, most_value
 from kcpr_safety.training.loop import resume_run, train_run
@@ -36,7 +36,7 @@ def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(envs, "resolve", lambda task: CARD)
     monkeypatch.setattr(envs, "make_world", make_world)
-    monkeypatch.setattr(loop, "VALIDATION_EPISODES", 2)
+    monkeypatch.setattr(validation, "EPISODES", 2)
     monkeypatch.setattr(loop, "_LOG_EVERY", 500)
     monkeypatch.setattr(loop, "CHECKPOINT_PERIOD_S", 0.05)
 

@@ -19,7 +19,7 @@ from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import FileFault
 from kcpr_safety.policy_file import RUN_FILE
-from kcpr_safety.training import checkpoints, loop
+from kcpr_safety.training import checkpoints, loop, validation
 from kcpr_safety.training.checkpoints import checkpoint_files, read_counters
 from kcpr_safety.training.lock import locked
 from kcpr_safety.training.loop import resume_run, train_run
@@ -55,7 +55,7 @@ def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(envs, "resolve", lambda task: CARD)
     monkeypatch.setattr(envs, "make_world", make_world)
-    monkeypatch.setattr(loop, "VALIDATION_EPISODES", 2)
+    monkeypatch.setattr(validation, "EPISODES", 2)
     monkeypatch.setattr(loop, "_LOG_EVERY", 500)
 
 

@@ -98,6 +98,8 @@ class Counters:
     """Return and punishment of the last training episodes."""
     sums: list[list[float]]
     """Return and punishment so far of every open episode."""
+    validated: list[list[float]]
+    """Return and punishment of every validation so far."""
     metrics: dict[str, float]
     """Of the last update."""
     guard: dict[str, int]
@@ -294,7 +296,7 @@ def _counters(record: Any) -> Counters:
     if best is not None:
         # What later validations are compared with.
         best = dict(best) | {"feasible": bool(best["feasible"])}
-        best |= {key: _number_in(best[key]) for key in ("return_mean", "punishment_mean")}
+        best |= {key: _number_in(best[key]) for key in ("pooled_return", "pooled_punishment")}
     if not isinstance(record["finished"], bool):
         raise ValueError("'finished' is neither true nor false")
     return Counters(
@@ -308,6 +310,7 @@ def _counters(record: Any) -> Counters:
         marks={str(key): _count(value) for key, value in dict(record["marks"]).items()},
         recent=[_row_of(pair, 2) for pair in record["recent"]],
         sums=[_row_of(row, None) for row in record["sums"]],
+        validated=[_row_of(pair, 2) for pair in record["validated"]],
         metrics={str(key): _number_in(value) for key, value in dict(record["metrics"]).items()},
         guard={str(key): _count(value) for key, value in dict(record["guard"]).items()},
         finished=record["finished"],

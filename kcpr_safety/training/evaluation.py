@@ -125,14 +125,16 @@ def rollout(
     critic: Critic | None = None,
     on_step: OnStep | None = None,
     act: Act | None = None,
+    first: int = 0,
 ) -> Episodes:
-    """`episodes` full episodes, in the order of the world's schedule of seeds."""
+    """`episodes` full episodes in the order of the world's schedule, from its `first`th round."""
     act = act or act_by_row
     traces: list[_Trace] = []
     total = episodes * world.contract.time_limit
     for start in range(0, episodes, world.num_envs):
         block = [_Trace([], [], [], []) for _ in range(min(world.num_envs, episodes - start))]
-        obs, _ = world.reset(options={"episodes": [start // world.num_envs] * world.num_envs})
+        round_ = first + start // world.num_envs
+        obs, _ = world.reset(options={"episodes": [round_] * world.num_envs})
         for step in range(world.contract.time_limit):
             actions = act(controller, obs)
             before = obs

@@ -4,9 +4,7 @@ One pass: act, let the world step, learn meanwhile, store, note what ended. The 
 what was stored *before* that step: a fixed schedule, not a race, so the same seed gives the same
 numbers however fast either side is, and whether the world steps on a thread of its own or not.
 
-Every few thousand steps the noiseless policy runs full episodes on validation seeds. The policy
-that is kept is the one with the highest return among those whose mean punishment was within a
-margin of the budget; while none was, the one with the least punishment.
+Every few thousand steps the deployed policy is validated, and the best is kept (`validation`).
 """
 
 import math
@@ -29,7 +27,6 @@ from kcpr_safety.agents import Learner, agent_settings
 from kcpr_safety.agents.continuous import Task
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.cards import TaskCard
-from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import (
     EnvironmentFault,
     FileFault,
@@ -40,24 +37,20 @@ from kcpr_safety.errors import (
 from kcpr_safety.files import atomic_write, read_limited
 from kcpr_safety.policy_file import MAX_BYTES, RUN_FILE, PolicyFile, read_policy, write_policy
 from kcpr_safety.replay import Replay
-from kcpr_safety.seeds import FIRST_VALIDATION_SEED, consecutive_seeds, training_seeds
-from kcpr_safety.stats import over_budget
+from kcpr_safety.seeds import training_seeds
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config, Counters, State
-from kcpr_safety.training.evaluation import Critic, act_together, rollout, torch_threads
+from kcpr_safety.training.evaluation import torch_threads
 from kcpr_safety.training.guards import Guard, dump, most_value
 from kcpr_safety.training.lock import locked
 from kcpr_safety.training.options import RunSummary, TrainOptions
 from kcpr_safety.training.replay_log import ReplayLog
 from kcpr_safety.training.sinks import JsonLines, Sink
 from kcpr_safety.training.stopping import Interrupted, stop_requests
+from kcpr_safety.training.validation import Validation, better
 from kcpr_safety.transition import Batch
 
 DEFAULT_STEPS = 300_000
-VALIDATION_EPISODES = 10
-FEASIBLE_SHARE = 0.8
-"""A validated policy counts as feasible up to this share of the budget: ten episodes are few."""
-
 CHECKPOINT_PERIOD_S = 60.0
 _LOG_EVERY = 2_000
 _OTHER_NUMBERS = 2**40
@@ -167,6 +160,7 @@ class Training:
         self.marks = {"log": 0, "validate": settings.random_steps}
         """Steps at the last row of each kind."""
         m_bounds = (settings.m_low, settings.m_high) if settings.controlled else None
+        self.validation = Validation(card, config.budget)
         self.guard = Guard(config.task, m_bounds, most_value(contract.time_limit, config.budget))
         self._metrics: Mapping[str, Any] = {}
         self._sums = np.zeros((2, settings.num_envs))
@@ -344,39 +338,12 @@ class Training:
     def _validate(self) -> dict[str, Any]:
         """Judge the present policy on validation seeds, and keep it if it is the best yet."""
         policy = self._policy()
-        controller = controller_from_tensors(policy.tensors, policy.contract)
-        # Many rows at once: nothing is claimed from these episodes, and it saves a third.
-        done = rollout(
-            controller,
-            self._validation_world(),
-            VALIDATION_EPISODES,
-            Critic(policy),
-            act=act_together,
-        )
-        row = {
-            "kind": "validation",
-            "steps": self.steps,
-            "wall_s": self.wall_s,
-            "return_mean": done.return_mean,
-            "punishment_mean": done.punishment_mean,
-            "episodes": VALIDATION_EPISODES,
-            "over_budget_share": over_budget(done.punishments, self.config.budget)
-            / VALIDATION_EPISODES,
-            "predicted_punishment": done.predicted,
-            "measured_discounted_punishment": done.realised,
-            "feasible": done.punishment_mean <= FEASIBLE_SHARE * self.config.budget,
-        }
-        row["kept"] = self.best is None or _rank(row) > _rank(self.best)
+        row = self.validation.judge(policy, self.steps) | {"wall_s": self.wall_s}
+        row["kept"] = better(row, self.best)
         if row["kept"]:
             self.best = row
             write_policy(self.folder / RUN_FILE, policy)
         return row
-
-    def _validation_world(self) -> envs.World:
-        if not hasattr(self, "_judged"):
-            seeds = consecutive_seeds(FIRST_VALIDATION_SEED, VALIDATION_EPISODES)
-            self._judged = envs.make_world(self.card, VALIDATION_EPISODES, episode_seeds=seeds)
-        return self._judged
 
     def _policy(self) -> PolicyFile:
         config = self.config
@@ -422,6 +389,7 @@ class Training:
             marks=self.marks,
             recent=[list(pair) for pair in self.recent],
             sums=self._sums.tolist(),
+            validated=[list(pair) for pair in self.validation.seen],
             metrics={name: float(value) for name, value in self._metrics.items()},
             guard=self.guard.counts(),
             finished=finished,
@@ -447,6 +415,7 @@ class Training:
         self.recent.clear()
         self.recent.extend((reward, punishment) for reward, punishment in counters.recent)
         self._sums = np.array(counters.sums)
+        self.validation.take(counters.validated)
         self._metrics, self._held = counters.metrics, state
         self._wall_before, self._started = counters.wall_s, time.perf_counter()
         if state.policy:
@@ -498,11 +467,6 @@ class _Here(Executor):
 def _simulator(threads: int) -> Executor:
     """A thread beside the learner's, or none: two threads on one core wait for each other."""
     return ThreadPoolExecutor(1) if threads > 1 else _Here()
-
-
-def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
-    """Feasible before infeasible; then by return, or by the least punishment."""
-    return (row["feasible"], row["return_mean"] if row["feasible"] else -row["punishment_mean"])
 
 
 def _tensor(array: np.ndarray) -> Tensor:
