@@ -20,15 +20,28 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from kcpr_safety import envs
+from kcpr_safety.envs.official import OfficialWorld
+from kcpr_safety.training import loop
+from kcpr_safety.training.checkpoints import (
+    CONFIG_FILE,
+    checkpoint_files,
+    read_checkpoint,
+    read_counters,
+)
+from kcpr_safety.training.options import TrainOptions
+from kcpr_safety.training.sinks import read_rows
 
 SMALL = {"random_steps": 1_000, "width": 64, "batch": 64, "num_envs": 4}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -49,18 +62,13 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 OFFICIAL = "official"
 """The configuration whose worlds take the authors' own path."""
+FOREVER_S = 3600.0
 CLOCK = {"wall_s", "steps_per_s", "metrics_bytes"}
 """What may differ: the time of day is no part of a run."""
 
 
 def child(name: str, run: Path, steps: int | None, period_s: float) -> None:
     """Train or resume `run`, in this process."""
-    from kcpr_safety import envs
-    from kcpr_safety.envs.official import OfficialWorld
-    from kcpr_safety.training import loop
-    from kcpr_safety.training.checkpoints import CONFIG_FILE
-    from kcpr_safety.training.options import TrainOptions
-
     loop.CHECKPOINT_PERIOD_S = period_s
     validation.EPISODES = 2
     if name == OFFICIAL:
@@ -74,40 +82,43 @@ def child(name: str, run: Path, steps: int | None, period_s: float) -> None:
         loop.train_run(TrainOptions(out=run, **config))
 
 
-def start(name: str, run: Path) -> "subprocess.Popen[bytes]":
-    # The parent's own words first: steps and period are the same in every child.
-    words = [sys.executable, *sys.argv, "--out", str(run), "--child", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
+class Process:
+    """A training in a process of its own, forked after the imports, which take longer than it."""
 
+    def __init__(self, name: str, run: Path, steps: int | None, period_s: float) -> None:
+        self.what = f"{name} in {run}"
+        self.told = run.with_name(run.name + ".err")
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.dup2(os.open(self.told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
+                child(name, run, steps, period_s)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
 
-def finish(name: str, run: Path) -> None:
-    process = start(name, run)
-    _, told = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{name} in {run} failed: {told.decode()[-2000:]}")
+    def ended_within(self, seconds: float) -> bool:
+        """Did it end by itself? Where it failed, that is raised."""
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                if status:
+                    raise RuntimeError(f"{self.what} failed: {self.told.read_text()[-2000:]}")
+                return True
+            time.sleep(0.002)
+        return False
 
-
-def kill_once(name: str, run: Path, after_s: float) -> bool:
-    """Kill it after some seconds; False where it had ended by itself."""
-    process = start(name, run)
-    try:
-        process.wait(after_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return True
-    _, told = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{name} in {run} failed: {told.decode()[-2000:]}") from None
-    return False
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 def differences(one: Path, other: Path) -> list[str]:
     """What two finished runs do not have in common, but for the clock."""
-    from kcpr_safety.training.checkpoints import read_checkpoint
-    from kcpr_safety.training.sinks import read_rows
-
     found = []
     if (one / "policy.safetensors").read_bytes() != (other / "policy.safetensors").read_bytes():
         found.append("policy.safetensors")
@@ -146,38 +157,49 @@ def same(one: Any, other: Any) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def whole_run(name: str, out: Path) -> tuple[Path, float]:
-    """The uninterrupted run of a configuration, and its seconds."""
-    run, note = out / f"{name}-whole", out / f"{name}-whole.json"
-    if not note.exists():
+class Trials:
+    """Killed runs of the configurations, beside the whole ones."""
+
+    def __init__(self, out: Path, steps: int | None, period_s: float) -> None:
+        self.out, self.how = out, (steps, period_s)
+
+    def whole_run(self, name: str) -> tuple[Path, float]:
+        """The uninterrupted run of a configuration, and its seconds."""
+        run, note = self.out / f"{name}-whole", self.out / f"{name}-whole.json"
+        if not note.exists():
+            shutil.rmtree(run, ignore_errors=True)
+            started = time.perf_counter()
+            Process(name, run, *self.how).ended_within(FOREVER_S)
+            note.write_text(json.dumps(time.perf_counter() - started))
+        return run, float(json.loads(note.read_text()))
+
+    def trial(self, name: str, number: int) -> dict[str, Any]:
+        """One killed run, and how it ended."""
+        whole, seconds = self.whole_run(name)
+        rng = random.Random(f"{name} {number}")
+        run = self.out / f"{name}-killed"
         shutil.rmtree(run, ignore_errors=True)
-        started = time.perf_counter()
-        finish(name, run)
-        note.write_text(json.dumps(time.perf_counter() - started))
-    return run, float(json.loads(note.read_text()))
-
-
-def trial(name: str, number: int, out: Path) -> dict[str, Any]:
-    """One killed run, and how it ended."""
-    whole, seconds = whole_run(name, out)
-    rng = random.Random(f"{name} {number}")
-    run = out / f"{name}-killed"
-    shutil.rmtree(run, ignore_errors=True)
-    kills = []
-    moment: float | None = rng.uniform(0.5, seconds)
-    while moment is not None:
-        killed = kill_once(name, run, moment)
-        kills += [round(moment, 3)] if killed else []
-        again = killed and not _finished(run) and rng.random() < 1 / 3
-        moment = rng.uniform(0.5, seconds / 2) if again else None
-    if not _finished(run):
-        finish(name, run)
-    return {"config": name, "number": number, "kills": kills, "differs": differences(whole, run)}
+        kills: list[float] = []
+        moment: float | None = rng.uniform(0.0, seconds)
+        while moment is not None:
+            process = Process(name, run, *self.how)
+            if process.ended_within(moment):
+                break
+            process.kill()
+            kills.append(round(moment, 3))
+            again = not _finished(run) and rng.random() < 1 / 3
+            moment = rng.uniform(0.0, seconds / 2) if again else None
+        if not _finished(run):
+            Process(name, run, *self.how).ended_within(FOREVER_S)
+        return {
+            "config": name,
+            "number": number,
+            "kills": kills,
+            "differs": differences(whole, run),
+        }
 
 
 def _finished(run: Path) -> bool:
-    from kcpr_safety.training.checkpoints import checkpoint_files, read_counters
-
     return bool(checkpoint_files(run)) and read_counters(run).finished
 
 
@@ -189,12 +211,10 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="of each run; not given: about 15 s of them")
     parser.add_argument("--period", type=float, default=0.5, help="seconds between checkpoints")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop in time")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        child(given.child, given.out, given.steps, given.period)
-        return 0
     given.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # a pool of threads would not survive a fork
+    trials = Trials(given.out, given.steps, given.period)
     note, started = given.out / "kills.jsonl", time.perf_counter()
     done = [json.loads(line) for line in note.read_text().splitlines()] if note.exists() else []
     known = {(row["config"], row["number"]) for row in done}
@@ -202,7 +222,7 @@ def main() -> int:
         name, number = given.config[index % len(given.config)], index // len(given.config)
         if (name, number) in known or time.perf_counter() - started > given.seconds:
             continue
-        row = trial(name, number, given.out)
+        row = trials.trial(name, number)
         done.append(row)
         with open(note, "a") as stream:
             stream.write(json.dumps(row) + "\n")

@@ -410,6 +410,7 @@ class Training:
         except (TrainingFault, RuntimeError, TypeError, KeyError) as error:
             raise FileFault(f"{misfit}: {error}") from error
         self.steps, self.owed = counters.steps, counters.owed
+        self.learner.progress = min(self.steps / self.config.steps, 1.0)
         self.punishment_total, self.best = counters.punishment_total, counters.best
         self.marks.update(counters.marks)
         self.recent.clear()
