@@ -475,12 +475,12 @@ def main() -> int:
             known |= {"blocks": block + 1} | {key: known[key] + counts[key] for key in counts}
             done[name] = known
             wrong += found
+            note.write_text(json.dumps(done, indent=1))  # also where it is killed later
             for text in found:
                 with open(given.out / "failures.txt", "a") as stream:
                     stream.write(text + "\n\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        note.write_text(json.dumps(done, indent=1))
     total = 0
     for name, known in done.items():
         count = known["read"] + known["refused"]

@@ -108,3 +108,20 @@ def test_imports_cost_no_more_than_they_must(statement: str, absent: set[str]) -
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_package_is_quick() -> None:
+    """Under 0.3 s; the least of a few tries, for other processes are no property of the import."""
+    code = (
+        "import time; s = time.process_time(); import kcpr_safety; "
+        "kcpr_safety.KcprError; print(time.process_time() - s)"
+    )
+    times = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(3)
+    ]
+    assert min(times) < 0.3, times
