@@ -64,6 +64,10 @@ class Replay:
         self.rows[: rows.shape[0] - first] = rows[first:]
         self.added += rows.shape[0]
 
+    def take_up(self, added: int) -> None:
+        """Continue with the rows that stand here, as after `added` transitions."""
+        self.added = added
+
     def draw(self, size: int, generator: torch.Generator) -> Batch:
         """Uniform batch with replacement; valid until the next draw."""
         return self.gather(torch.randint(len(self), (size,), generator=generator))

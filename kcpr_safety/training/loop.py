@@ -159,7 +159,8 @@ class Training:
         self.recent: deque[tuple[float, float]] = deque(maxlen=_EPISODES_SHOWN)
         self.marks = {"log": 0, "validate": settings.random_steps}
         """Steps at the last row of each kind."""
-        m_bounds = (settings.m_low, settings.m_high) if settings.controlled else None
+        controlled = getattr(settings, "controlled", False)
+        m_bounds = (settings.m_low, settings.m_high) if controlled else None
         self.validation = Validation(card, config.budget)
         self.guard = Guard(config.task, m_bounds, most_value(contract.time_limit, config.budget))
         self._metrics: Mapping[str, Any] = {}

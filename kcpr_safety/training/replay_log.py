@@ -109,7 +109,7 @@ class ReplayLog:
                 wanted = chunk.stop
         if wanted != added:
             raise FileFault(f"{self.folder} lacks the transitions {wanted} to {added}")
-        replay.added = added
+        replay.take_up(added)
 
     def forget(self, spare: int = 0) -> None:
         """Remove files that neither the newest checkpoint nor the `spare` before it name."""
