@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kcpr_safety.cards import TaskCard, card_names, load_card
-from kcpr_safety.envs import navigation, velocity
+from kcpr_safety.envs import gridworld, navigation, velocity
 from kcpr_safety.envs.crew import default_threads
 from kcpr_safety.envs.maze import MazeWorld
 from kcpr_safety.envs.official import OfficialWorld, find_spec, registered_ids
@@ -19,7 +19,7 @@ class TaskRow:
     family: str
     has_card: bool
     path: str
-    """"fast" or "official"."""
+    """"fast", "official" or "grid"."""
     obs_size: int | None = None
     """Numbers observed; None where the environment would have to be built to know."""
     action_size: int | None = None
@@ -27,6 +27,8 @@ class TaskRow:
 
 def resolve(task: str) -> TaskCard:
     """The task's card, or one with the defaults for any other registered environment."""
+    if task in gridworld.TASKS:
+        return gridworld.card_of(task)
     if task in card_names():
         card = load_card(task)
         find_spec(card.task)
@@ -51,6 +53,8 @@ def make_world(
 
     Without `threads`, one for each core that this process may use.
     """
+    if card.task in gridworld.TASKS:
+        return gridworld.GridWorld(gridworld.TASKS[card.task], num_envs, episode_seeds, card)
     if threads is None:
         threads = default_threads(num_envs)
     if card.maze is not None:
@@ -64,11 +68,17 @@ def make_world(
 
 
 def registered_tasks() -> list[TaskRow]:
-    """Every task of Safety-Gymnasium, with the path that it takes here, and every maze."""
+    """Every task of Safety-Gymnasium, with the path that it takes here, every maze and grid."""
     cards = card_names()
     mazes = [task for task in cards if load_card(task).maze is not None]
-    return [TaskRow(task, "maze", True, MazeWorld.path) for task in mazes] + [
-        TaskRow(task, family(task), task in cards, path(task)) for task in registered_ids()
+    grids = [
+        TaskRow(task, gridworld.FAMILY, False, gridworld.FAMILY, grid.states, 2)
+        for task, grid in gridworld.TASKS.items()
+    ]
+    return [
+        *(TaskRow(task, "maze", True, MazeWorld.path) for task in mazes),
+        *(TaskRow(task, family(task), task in cards, path(task)) for task in registered_ids()),
+        *grids,
     ]
 
 
