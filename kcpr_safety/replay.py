@@ -4,12 +4,16 @@ One float32 row per transition, both streams side by side:
 [obs | action | reward | punishment | continues | next_obs], `continues` = 1 - terminated
 (truncation bootstraps). Storing N environments' step is one block copy and drawing a batch is one
 gather of rows into a buffer that is used again.
+
+`Divided` is two buffers in one ring: a mark at the end of each row says which one it is in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kcpr_safety.transition import Batch
@@ -43,20 +47,30 @@ class Replay:
         obs_size: int,
         action_size: int,
         device: torch.device | str = "cpu",
+        marks: int = 0,
     ) -> None:
+        """`marks` columns stand at the end of each row, beside what a batch holds."""
         self.layout = Layout(obs_size, action_size)
-        self.rows = torch.zeros(capacity, self.layout.width, device=device)
+        self.rows = torch.zeros(capacity, self.layout.width + marks, device=device)
         self.added = 0
         """Transitions ever added; the newest stands in row (added - 1) % capacity."""
-        self._drawn = torch.empty(0, self.layout.width, device=device)
+        self._drawn = torch.empty(0, self.rows.shape[1], device=device)
 
     def __len__(self) -> int:
         return min(self.added, self.rows.shape[0])
 
     def add(self, batch: Batch) -> None:
         """Store N transitions, overwriting the oldest."""
+        self._write(batch)
+
+    def restore(self, rows: Float[Tensor, "rows width"], added: int) -> None:
+        """Take up where a saved replay left off."""
+        self.rows[: len(rows)] = rows
+        self.added = added
+
+    def _write(self, batch: Batch, *marks: Float[Tensor, "batch 1"]) -> None:
         scalars = torch.stack([batch.reward, batch.punishment, batch.continues], dim=1)
-        rows = torch.cat([batch.obs, batch.action, scalars, batch.next_obs], dim=1)
+        rows = torch.cat([batch.obs, batch.action, scalars, batch.next_obs, *marks], dim=1)
         rows = rows.to(self.rows.device)
         capacity, start = self.rows.shape[0], self.added % self.rows.shape[0]
         first = min(rows.shape[0], capacity - start)
@@ -75,6 +89,71 @@ class Replay:
     def gather(self, index: Int[Tensor, "batch"]) -> Batch:
         """The named rows; valid until the next draw."""
         if self._drawn.shape[0] != index.shape[0]:
-            self._drawn = self.rows.new_empty(index.shape[0], self.layout.width)
+            self._drawn = self.rows.new_empty(index.shape[0], self.rows.shape[1])
         torch.index_select(self.rows, 0, index.to(self.rows.device), out=self._drawn)
-        return self.layout.read(self._drawn)
+        return self.layout.read(self._drawn[:, : self.layout.width])
+
+
+class Divided(Replay):
+    """Two buffers: `route` says of each transition whether it goes into the second.
+
+    A `balanced` draw takes half from each, for both modules alike. Otherwise each module has its
+    own: the draw is twice as long, the first buffer's transitions, then the second's. While one is
+    empty the other stands in for it.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        obs_size: int,
+        action_size: int,
+        route: Callable[[Batch], Bool[Tensor, "batch"]],
+        *,
+        balanced: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(capacity, obs_size, action_size, device, marks=1)
+        self.route, self.balanced = route, balanced
+        self._members = np.zeros((2, capacity), dtype=np.int64)
+        """Rows of each buffer, in no order."""
+        self._counts = [0, 0]
+        self._places = np.zeros(capacity, dtype=np.int64)
+        """Where in `_members` each row stands."""
+        self._buffer = np.full(capacity, -1, dtype=np.int8)
+        """Which buffer each row is in; -1 before it is written."""
+
+    def add(self, batch: Batch) -> None:
+        """Store N transitions, each in its buffer."""
+        second = self.route(batch)
+        start = self.added
+        self._write(batch, second[:, None].to(torch.float32))
+        for i, mark in enumerate(second.tolist()):
+            self._assign((start + i) % self.rows.shape[0], int(mark))
+
+    def restore(self, rows: Float[Tensor, "rows width"], added: int) -> None:
+        super().restore(rows, added)
+        for row, mark in enumerate(rows[:, -1].tolist()):
+            self._assign(row, int(mark))
+
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """See the class; valid until the next draw."""
+        sizes = (size - size // 2, size // 2) if self.balanced else (size, size)
+        parts = []
+        for buffer, count in enumerate(sizes):
+            chosen = buffer if self._counts[buffer] else 1 - buffer
+            drawn = torch.randint(self._counts[chosen], (count,), generator=generator)
+            parts.append(torch.as_tensor(self._members[chosen][drawn.numpy()]))
+        return self.gather(torch.cat(parts))
+
+    def _assign(self, row: int, buffer: int) -> None:
+        """Move a row into a buffer; the last of its old one takes its place there."""
+        old = self._buffer[row]
+        if old >= 0:
+            self._counts[old] -= 1
+            last = self._members[old, self._counts[old]]
+            self._members[old, self._places[row]] = last
+            self._places[last] = self._places[row]
+        self._members[buffer, self._counts[buffer]] = row
+        self._places[row] = self._counts[buffer]
+        self._buffer[row] = buffer
+        self._counts[buffer] += 1

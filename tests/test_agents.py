@@ -9,9 +9,10 @@ from plain_update import plain_gradient
 
 from kcpr_safety.agents import AGENTS, Learner, Settings, agent_settings
 from kcpr_safety.agents.budget import BudgetController
-from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD, Heads, Task
+from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD, Heads
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
+from kcpr_safety.agents.task import Task
 from kcpr_safety.errors import SettingsError, TrainingFault, UnknownNameError
 from kcpr_safety.ops import gaussian
 from kcpr_safety.transition import Batch

@@ -10,7 +10,7 @@ from plain_update import plain_gradient
 from torch.utils.flop_counter import FlopCounterMode
 
 from kcpr_safety.agents import Learner, agent_settings
-from kcpr_safety.agents.continuous import Task
+from kcpr_safety.agents.task import Task
 from kcpr_safety.cli import main
 from kcpr_safety.cli.benching import show_learner
 from kcpr_safety.errors import EXIT_CODE, SettingsError

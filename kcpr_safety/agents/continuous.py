@@ -35,10 +35,12 @@ from torch.optim.adam import adam
 from kcpr_safety.agents.budget import BudgetController
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
 from kcpr_safety.agents.settings import Settings
+from kcpr_safety.agents.task import Task
 from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
 from kcpr_safety.networks import Stack, parameter_count
 from kcpr_safety.ops import bellman, gaussian, gradients, losses
 from kcpr_safety.ops.gradients import Companion
+from kcpr_safety.replay import Replay
 from kcpr_safety.transition import Batch
 
 CRITICS = 6
@@ -59,17 +61,6 @@ class Heads(NamedTuple):
     """Derivative of the bounded log deviation (or log ratio) by the raw output."""
     companion: Companion | None
     """None in an agent without coupling, whose only module is the reward module."""
-
-
-class Task(NamedTuple):
-    """What a learner has to know about its task."""
-
-    obs_size: int
-    action_size: int
-    budget: float
-    """Allowed punishment per episode."""
-    time_limit: int
-    """Steps per full episode."""
 
 
 class Learner:
@@ -142,6 +133,25 @@ class Learner:
     def noiseless_envs(self) -> int:
         """The first so many environments act as the deployed policy does."""
         return round(self.settings.noiseless * self.settings.num_envs)
+
+    def advance(self, steps: int) -> None:
+        """Let the budget controller follow these environment steps."""
+        self.controller.advance(steps)
+
+    def memory(self, capacity: int) -> Replay:
+        """Where transitions wait to be learned from."""
+        return Replay(capacity, self.task.obs_size, self.task.action_size, self.device)
+
+    def status(self) -> dict[str, float]:
+        """Numbers that a row of metrics shows beside those of an update."""
+        return {
+            "deployed_punishment": self.controller.spent,
+            "coupling_m": self.controller.m,
+            "lambda": self.weight,
+            "entropy_temperature": self.tau,
+            "reward_scale": self.return_scale.scale,
+            "updates": self.updates,
+        }
 
     def act(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs action"]:
         """Actions in [-1, 1] of the reward module: exploring ones after the noiseless rows."""

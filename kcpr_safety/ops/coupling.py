@@ -50,6 +50,8 @@ def check_temperature(temperature: float) -> None:
 def soften(log_policy: Logits, softening: float) -> Logits:
     """log p_b: the companion raised to the power b and normalised; b = 0 is uniform."""
     check_softening(softening)
+    if softening == 0.0:  # also where the companion never takes an action: 0 * -inf is no number
+        return torch.full_like(log_policy, -math.log(log_policy.shape[-1]))
     return torch.log_softmax(softening * log_policy, dim=-1)
 
 
@@ -69,7 +71,12 @@ def soft_value(q: Logits, log_prior: Logits, temperature: float) -> Value:
 
 
 def soft_policy(q: Logits, log_prior: Logits, temperature: float) -> Logits:
-    """log pi = log p + h (Q - V), for finite h."""
+    """log pi = log p + h (Q - V); h = +inf (-inf) keeps the best (worst) of the prior's support."""
+    check_temperature(temperature)
+    if math.isinf(temperature):
+        slope = math.copysign(1.0, temperature) * q
+        slope = slope.masked_fill(torch.isneginf(log_prior), -torch.inf)
+        return _Growing(slope, log_prior).log_policy()
     return torch.log_softmax(log_prior + temperature * q, dim=-1)
 
 

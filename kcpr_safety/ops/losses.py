@@ -33,3 +33,8 @@ def punishment_actor_loss(
 def coupling_weight(softening: float, k_reward: float, k_punishment: float, tau: float) -> float:
     """lambda = b k_R / (tau_P + k_P): the weight of punishment that the coupling implies."""
     return softening * k_reward / (tau + k_punishment)
+
+
+def huber_slope(error: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Derivative of the Huber loss of a temporal difference: the error, at most 1 in size."""
+    return error.clamp(-1.0, 1.0)

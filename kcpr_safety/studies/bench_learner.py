@@ -25,7 +25,7 @@ import torch
 
 from kcpr_safety import envs
 from kcpr_safety.agents import Learner, Settings, agent_settings
-from kcpr_safety.agents.continuous import Task
+from kcpr_safety.agents.task import Task
 from kcpr_safety.errors import MissingPackageError
 from kcpr_safety.replay import Replay
 from kcpr_safety.seeds import training_seeds
