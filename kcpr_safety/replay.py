@@ -63,11 +63,6 @@ class Replay:
         """Store N transitions, overwriting the oldest."""
         self._write(batch)
 
-    def restore(self, rows: Float[Tensor, "rows width"], added: int) -> None:
-        """Take up where a saved replay left off."""
-        self.rows[: len(rows)] = rows
-        self.added = added
-
     def _write(self, batch: Batch, *marks: Float[Tensor, "batch 1"]) -> None:
         scalars = torch.stack([batch.reward, batch.punishment, batch.continues], dim=1)
         rows = torch.cat([batch.obs, batch.action, scalars, batch.next_obs, *marks], dim=1)
@@ -130,9 +125,9 @@ class Divided(Replay):
         for i, mark in enumerate(second.tolist()):
             self._assign((start + i) % self.rows.shape[0], int(mark))
 
-    def restore(self, rows: Float[Tensor, "rows width"], added: int) -> None:
-        super().restore(rows, added)
-        for row, mark in enumerate(rows[:, -1].tolist()):
+    def take_up(self, added: int) -> None:
+        super().take_up(added)
+        for row, mark in enumerate(self.rows[: len(self), -1].tolist()):
             self._assign(row, int(mark))
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:

@@ -142,6 +142,11 @@ class Learner:
         """Where transitions wait to be learned from."""
         return Replay(capacity, self.task.obs_size, self.task.action_size, self.device)
 
+    def m_bounds(self) -> tuple[float, float] | None:
+        """Between what the budget controller keeps m; None where it is not moved."""
+        settings = self.settings
+        return (settings.m_low, settings.m_high) if settings.controlled else None
+
     def status(self) -> dict[str, float]:
         """Numbers that a row of metrics shows beside those of an update."""
         return {

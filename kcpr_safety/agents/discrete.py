@@ -76,6 +76,7 @@ class DiscreteLearner:
         self.obs_moments = Moments(task.obs_size)
         self.return_scale = ReturnScale(num_envs * replicas, settings.gamma)
         self.updates = 0
+        self.progress = 0.0
         self.steps = 0
         """Environment steps seen by each replica."""
         self.refresh_normaliser()
@@ -125,6 +126,9 @@ class DiscreteLearner:
             soft_policy(punishment, soften(reward_companion, softening), punishment_h),
         )
         return logs[0].flatten(0, 1), logs[1].flatten(0, 1)
+
+    def m_bounds(self) -> None:
+        """No controller moves anything here."""
 
     def memory(self, capacity: int) -> Replay:
         """Where the transitions of one replica wait, in this agent's design."""

@@ -146,6 +146,18 @@ def discrete_settings(agent: str, overrides: Mapping[str, Any]) -> DiscreteSetti
     """The settings of a named agent after a task card's or a caller's overrides."""
     if agent not in DISCRETE_AGENTS:
         raise UnknownNameError("agent", agent, DISCRETE_AGENTS)
+    return replace(DiscreteSettings(), **{**DISCRETE_AGENTS[agent], **_checked(overrides)})
+
+
+def discrete_settings_from(record: Any) -> DiscreteSettings:
+    """The settings in a file's record; whatever does not fit raises `SettingsError`."""
+    if not isinstance(record, Mapping):
+        raise SettingsError("settings are names with numbers")
+    return replace(DiscreteSettings(), **_checked(record))
+
+
+def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, if every name is known and every value of its setting's type."""
     known = {field.name: field.type for field in fields(DiscreteSettings)}
     for name, value in overrides.items():
         if name not in known:
@@ -154,4 +166,4 @@ def discrete_settings(agent: str, overrides: Mapping[str, Any]) -> DiscreteSetti
         takes: Any = (int, float) if kind is float else kind
         if not isinstance(value, takes) or (kind is not bool and isinstance(value, bool)):
             raise SettingsError(f"{name} is {value!r}; it must be a {kind.__name__}")
-    return replace(DiscreteSettings(), **{**DISCRETE_AGENTS[agent], **overrides})
+    return overrides

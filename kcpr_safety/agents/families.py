@@ -18,8 +18,9 @@ from kcpr_safety.agents.discrete_settings import (
     DISCRETE_AGENTS,
     DiscreteSettings,
     discrete_settings,
+    discrete_settings_from,
 )
-from kcpr_safety.agents.settings import AGENTS, Settings, agent_settings
+from kcpr_safety.agents.settings import AGENTS, Settings, agent_settings, settings_from
 from kcpr_safety.agents.task import Task
 from kcpr_safety.errors import UnknownNameError
 from kcpr_safety.replay import Replay
@@ -33,6 +34,10 @@ class AnyLearner(Protocol):
 
     updates: int
     """Updates so far."""
+    progress: float
+    """Share of training that is done."""
+    generator: torch.Generator
+    """Its own random numbers."""
 
     def act(self, obs: Tensor) -> Tensor:
         """Exploring actions of all environments."""
@@ -58,6 +63,10 @@ class AnyLearner(Protocol):
         """Where transitions wait to be learned from."""
         ...
 
+    def m_bounds(self) -> tuple[float, float] | None:
+        """Between what its budget controller keeps m; None without one."""
+        ...
+
     def status(self) -> dict[str, float]:
         """Numbers of a row of metrics that no batch is needed for."""
         ...
@@ -72,8 +81,8 @@ class Family:
     """Whether it chooses among the rows of a table of commands."""
     settings: Callable[[str, Mapping[str, Any]], AnySettings]
     """Settings of a named agent after overrides."""
-    read_settings: Callable[..., AnySettings]
-    """Settings from all their numbers."""
+    read_settings: Callable[[Any], AnySettings]
+    """Settings from a file's record; whatever does not fit raises `SettingsError`."""
     make: Callable[[Any, Task, int, int, torch.device | str], Any]
     """Learner of settings, task, number of environments, seed and device."""
     policy_tensors: Callable[[Any], dict[str, Tensor]]
@@ -87,7 +96,7 @@ FAMILIES = (
         AGENTS,
         False,
         agent_settings,
-        Settings,
+        settings_from,
         Learner,
         snapshots.policy_tensors,
         snapshots.warm_start,
@@ -98,7 +107,7 @@ FAMILIES = (
         DISCRETE_AGENTS,
         True,
         discrete_settings,
-        DiscreteSettings,
+        discrete_settings_from,
         DiscreteLearner,
         discrete_snapshots.policy_tensors,
         discrete_snapshots.warm_start,

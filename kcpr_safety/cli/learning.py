@@ -67,12 +67,14 @@ class Train(ShowsResult):
   kcpr-safety train SafetyPointGoal1-v0 --agent sac-lag --seed 1 --out runs/baseline
   kcpr-safety train SafetyAntVelocity-v1 --steps 500_000 --budget 10
   kcpr-safety train SafetyHopperVelocity-v1 --set gamma=0.995 --set width=256
+  kcpr-safety train GridCorridor-v0 --agent kldmp --steps 20_000
   kcpr-safety train SafetyCarGoal1-v0 --init runs/SafetyPointGoal1-v0-kcpr-seed0
 """
     task: Annotated[Positional[str], arg(metavar="TASK")]
     """Name of a task card, or any registered Safety-Gymnasium id (see: kcpr-safety tasks --all)."""
-    agent: Annotated[str, arg(metavar="{kcpr,sac,sac-lag}")] = "kcpr"
-    """kcpr couples a reward and a punishment policy; sac ignores punishment; sac-lag weighs it."""
+    agent: Annotated[str, arg(metavar="{kcpr,sac,sac-lag,kldmp,softdmp,dmp,sql,dqn}")] = "kcpr"
+    """kcpr couples a reward and a punishment policy; sac ignores punishment; sac-lag weighs it.
+    Tasks that let a policy choose among commands take kldmp, softdmp, dmp, sql or dqn."""
     steps: Count = None
     """Environment steps in all; not given: the default."""
     seed: int = 0

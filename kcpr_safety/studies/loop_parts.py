@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kcpr_safety import envs
-from kcpr_safety.agents import agent_settings
+from kcpr_safety.agents import Learner, agent_settings
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config
@@ -104,7 +104,8 @@ class _Timed(Training):
         self.simulating = 0.0
         """Seconds that the simulator's own thread worked."""
         learner, around = self.learner, self.watch.around
-        self.replay.draw = around("sample", self.replay.draw)  # type: ignore[method-assign]
+        assert isinstance(learner, Learner)  # the parts below are the continuous learner's
+        setattr(self.replay, "draw", around("sample", self.replay.draw))  # noqa: B010
         for holder, name, part in (
             (learner, "act", "act"),
             (learner, "_targets", "critics"),

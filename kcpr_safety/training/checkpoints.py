@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kcpr_safety.agents.settings import Settings, settings_from
+from kcpr_safety.agents.families import AnySettings, family_of
 from kcpr_safety.contract import Contract
 from kcpr_safety.errors import FileFault, KcprError
 from kcpr_safety.files import atomic_write, faults_of, read_limited
@@ -62,7 +62,7 @@ class Config:
     seed: int
     steps: int
     budget: float
-    settings: Settings
+    settings: AnySettings
     contract: Contract
     device: str = "cpu"
     threads: int = 1
@@ -163,7 +163,7 @@ def read_config(run: Path) -> Config:
             seed=_count(record["seed"]),
             steps=_count(record["steps"]),
             budget=_number_in(record["budget"]),
-            settings=settings_from(record["settings"]),
+            settings=family_of(str(record["agent"])).read_settings(record["settings"]),
             contract=Contract.from_json(json.dumps(record["contract"])),
             device=str(record["device"]),
             threads=max(1, _count(record.get("threads", 1))),

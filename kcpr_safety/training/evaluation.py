@@ -24,9 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kcpr_safety import envs
-from kcpr_safety.agents.continuous import Learner, Task
+from kcpr_safety.agents.continuous import Learner
 from kcpr_safety.agents.settings import settings_from
 from kcpr_safety.agents.snapshots import warm_start
+from kcpr_safety.agents.task import Task
 from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.envs import World
 from kcpr_safety.errors import FileFault, SettingsError

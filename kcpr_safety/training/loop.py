@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from kcpr_safety import envs
-from kcpr_safety.agents import Learner, agent_settings
-from kcpr_safety.agents.continuous import Task
-from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
+from kcpr_safety.agents.families import FAMILIES, AnyLearner, family_of
+from kcpr_safety.agents.task import Task
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import (
     EnvironmentFault,
@@ -36,9 +35,9 @@ from kcpr_safety.errors import (
 )
 from kcpr_safety.files import atomic_write, read_limited
 from kcpr_safety.policy_file import MAX_BYTES, RUN_FILE, PolicyFile, read_policy, write_policy
-from kcpr_safety.replay import Replay
 from kcpr_safety.seeds import training_seeds
 from kcpr_safety.training import checkpoints
+from kcpr_safety.training.actuation import actuation_of
 from kcpr_safety.training.checkpoints import Config, Counters, State
 from kcpr_safety.training.evaluation import torch_threads
 from kcpr_safety.training.guards import Guard, dump, most_value
@@ -70,16 +69,20 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     overrides |= dict(options.overrides)
     if options.num_envs is not None:
         overrides["num_envs"] = options.num_envs
-    settings = agent_settings(options.agent, overrides)
+    family = family_of(options.agent)
+    settings = family.settings(options.agent, overrides)
     steps = DEFAULT_STEPS if options.steps is None else options.steps
     if steps < settings.num_envs:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
     init = None if options.init is None else read_policy(options.init)
     world = training_world(card, settings.num_envs, options.seed)
-    if world.contract.commands:
+    if bool(world.contract.commands) != family.chooses:
+        others = [name for kind in FAMILIES if kind is not family for name in kind.agents]
+        rows = len(world.contract.commands)
+        asks = f"a choice among {rows} commands" if rows else "continuous actions"
         raise SettingsError(
-            f"{card.task} lets a policy choose among {len(card.commands)} commands, and "
-            f"{options.agent} learns continuous ones; take a task without a table of commands"
+            f"{card.task} asks for {asks}, which {options.agent} does not learn; "
+            f"choose an agent that does: {', '.join(others)}"
         )
     config = Config(
         task=card.task,
@@ -96,7 +99,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
         checkpoints.refuse_existing(options.out)
         training = Training(options.out, config, world, card)
         if init is not None:
-            warm_start(training.learner, init.tensors)
+            family.warm_start(training.learner, init.tensors)
         training.claim()
         return training.run(sinks)
 
@@ -148,10 +151,12 @@ class Training:
     def __init__(self, run: Path, config: Config, world: envs.World, card: TaskCard) -> None:
         settings, contract = config.settings, config.contract
         self.folder, self.config, self.world, self.card = run, config, world, card
-        task = Task(contract.obs_size, contract.action_size, config.budget, contract.time_limit)
-        self.learner = Learner(settings, task, settings.num_envs, config.seed, config.device)
-        capacity = min(settings.capacity, config.steps + settings.num_envs)
-        self.replay = Replay(capacity, contract.obs_size, contract.action_size, config.device)
+        self.family, self.actuation = family_of(config.agent), actuation_of(contract)
+        task = Task(contract.obs_size, self.actuation.choices, config.budget, contract.time_limit)
+        self.learner: AnyLearner = self.family.make(
+            settings, task, settings.num_envs, config.seed, config.device
+        )
+        self.replay = self.learner.memory(min(settings.capacity, config.steps + settings.num_envs))
         # Apart from the learner's stream, so that a change of one leaves the other alone.
         self.generator = torch.Generator().manual_seed(config.seed + 2**32)
         self.steps, self.owed, self.punishment_total = 0, 0.0, 0.0
@@ -159,10 +164,12 @@ class Training:
         self.recent: deque[tuple[float, float]] = deque(maxlen=_EPISODES_SHOWN)
         self.marks = {"log": 0, "validate": settings.random_steps}
         """Steps at the last row of each kind."""
-        controlled = getattr(settings, "controlled", False)
-        m_bounds = (settings.m_low, settings.m_high) if controlled else None
         self.validation = Validation(card, config.budget)
-        self.guard = Guard(config.task, m_bounds, most_value(contract.time_limit, config.budget))
+        self.guard = Guard(
+            config.task,
+            self.learner.m_bounds(),
+            most_value(contract.time_limit, config.budget),
+        )
         self._metrics: Mapping[str, Any] = {}
         self._sums = np.zeros((2, settings.num_envs))
         self._wall_before, self._started = 0.0, time.perf_counter()
@@ -171,8 +178,6 @@ class Training:
         self._log_of_replay = ReplayLog(run)
         self._notes: list[str] = []
         """What is to be told in the first rows."""
-        self._low = np.array([entry.low for entry in contract.action])
-        self._span = np.array([entry.high for entry in contract.action]) - self._low
 
     @property
     def wall_s(self) -> float:
@@ -232,13 +237,13 @@ class Training:
         while self.steps < total:
             learning = self.steps >= settings.random_steps
             action = self.learner.act(obs) if learning else self._random_action()
-            stepping = simulator.submit(self.world.step, self._command(action))
+            stepping = simulator.submit(self.world.step, self.actuation.command(action))
             if learning:
                 log_due = self.steps + settings.num_envs - marks["log"] >= _LOG_EVERY
                 self._metrics = self._learn(measure=log_due) or self._metrics
             obs = self._store(obs, action, stepping.result())
             if learning:
-                self.learner.controller.advance(settings.num_envs)
+                self.learner.advance(settings.num_envs)
             if self.steps - marks["log"] >= _LOG_EVERY or self.steps >= total:
                 marks["log"] = self.steps
                 row = self._train_row(self._metrics, clock)
@@ -304,13 +309,7 @@ class Training:
         return _tensor(next_obs)
 
     def _random_action(self) -> Tensor:
-        shape = (self.config.settings.num_envs, self.config.contract.action_size)
-        return 2.0 * torch.rand(shape, generator=self.generator) - 1.0
-
-    def _command(self, action: Tensor) -> np.ndarray:
-        """From [-1, 1] to actuator units."""
-        command: np.ndarray = self._low + (action.numpy().astype(np.float64) + 1) / 2 * self._span
-        return command
+        return self.actuation.random(self.config.settings.num_envs, self.generator)
 
     # --------------------------------------------------------------------- rows, choices, files
 
@@ -326,12 +325,7 @@ class Training:
             "return_mean": float(recent[:, 0].mean()),
             "punishment_mean": float(recent[:, 1].mean()),
             "punishment_total": self.punishment_total,
-            "deployed_punishment": self.learner.controller.spent,
-            "coupling_m": self.learner.controller.m,
-            "lambda": self.learner.weight,
-            "entropy_temperature": math.exp(self.learner.log_tau),
-            "reward_scale": self.learner.return_scale.scale,
-            "updates": self.learner.updates,
+            **self.learner.status(),
             **values,
         }
         return row | {"health": self.guard.health(row)}
@@ -349,7 +343,7 @@ class Training:
     def _policy(self) -> PolicyFile:
         config = self.config
         return PolicyFile(
-            tensors=policy_tensors(self.learner),
+            tensors=self.family.policy_tensors(self.learner),
             contract=config.contract,
             agent=config.agent,
             seed=config.seed,
@@ -377,7 +371,7 @@ class Training:
         self._notes += [f"{fault}; the checkpoint before it is taken" for fault in state.faults]
 
     def _save(self, metrics_bytes: int, *, finished: bool) -> None:
-        learner = snapshot(self.learner)
+        learner = self.family.snapshot(self.learner)
         self.guard.whole(learner, self.steps)
         counters = Counters(
             steps=self.steps,
@@ -405,13 +399,12 @@ class Training:
         if np.shape(counters.sums) != self._sums.shape or set(counters.marks) != set(self.marks):
             raise FileFault(misfit)
         try:
-            restore(self.learner, state.learner)
+            self.family.restore(self.learner, state.learner)
             self.generator.set_state(state.generator)
             self.guard.take(counters.guard)
         except (TrainingFault, RuntimeError, TypeError, KeyError) as error:
             raise FileFault(f"{misfit}: {error}") from error
         self.steps, self.owed = counters.steps, counters.owed
-        self.learner.progress = min(self.steps / self.config.steps, 1.0)
         self.punishment_total, self.best = counters.punishment_total, counters.best
         self.marks.update(counters.marks)
         self.recent.clear()
@@ -439,7 +432,13 @@ class Training:
 
     def _roll_back(self, fault: Exception, log: JsonLines) -> None:
         """Return to the last good state, once; the second time, raise what went wrong."""
-        left = dump(self.folder, self.steps, fault, snapshot(self.learner), self.world.snapshot())
+        left = dump(
+            self.folder,
+            self.steps,
+            fault,
+            self.family.snapshot(self.learner),
+            self.world.snapshot(),
+        )
         told = f"{fault}; what was at hand is in {left}" if left else str(fault)
         state, self._log_of_replay = checkpoints.read_checkpoint(self.folder, self.replay)
         before, rollbacks = state.counters.steps, self.guard.rollbacks

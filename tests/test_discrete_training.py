@@ -1,0 +1,110 @@
+"""Does a discrete agent train, resume, evaluate and export like any other, on a grid-world?"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kcpr_safety import api
+from kcpr_safety.cli import main
+from kcpr_safety.errors import EXIT_CODE, SettingsError
+from kcpr_safety.policy_file import read_policy
+from kcpr_safety.training import checkpoints, loop
+from kcpr_safety.training.options import TrainOptions
+
+TASK = "GridCorridor-v0"
+SMALL = {"width": 16, "batch": 16, "random_steps": 200, "exploration_steps": 1_000}
+
+
+def options(folder: Path, agent: str, **changed: object) -> TrainOptions:
+    given: dict[str, object] = {
+        "task": TASK,
+        "out": folder,
+        "agent": agent,
+        "steps": 1_600,
+        "threads": 1,
+    }
+    given["overrides"] = SMALL
+    return TrainOptions(**{**given, **changed})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("agent", ["dqn", "softdmp", "kldmp-split"])
+def test_a_run_goes_from_nothing_to_a_bundle(tmp_path: Path, agent: str) -> None:
+    loop.train_run(options(tmp_path / "run", agent))
+    policy = read_policy(tmp_path / "run")
+    assert len(policy.contract.commands) == 4
+    judged = api.evaluate(tmp_path / "run", episodes=3)
+    assert judged.details["success_share"] in (0.0, 1.0)
+    api.export(tmp_path / "run", tmp_path / "bundle")
+    act = api.load_policy(tmp_path / "bundle").act
+    obs = [0.0] * len(policy.contract.observation)
+    obs[0] = 1.0
+    assert tuple(act(obs).tolist()) in policy.contract.commands
+
+
+@pytest.mark.parametrize("agent", ["kldmp", "kldmp-routed"])
+def test_a_resumed_run_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    """Saved half-way and gone on with: the same replay, counters and learner as were saved."""
+    saved = []
+    original = loop.Training._store
+
+    def stop_half_way(self: loop.Training, *given: object) -> object:
+        obs = original(self, *given)  # type: ignore[arg-type]
+        if self.steps == 800:
+            self._save(0, finished=False)
+            saved.append(self)
+            raise KeyboardInterrupt
+        return obs
+
+    monkeypatch.setattr(loop.Training, "_store", stop_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_run(options(tmp_path / "run", agent))
+    monkeypatch.undo()
+    learner, replay, counters = checkpoints.read_checkpoint(tmp_path / "run")
+    assert counters.steps == 800 and len(replay) == 800
+    for name, tensor in saved[0].family.snapshot(saved[0].learner).items():
+        assert tensor.equal(learner[name]), name
+    summary = loop.resume_run(tmp_path / "run")
+    assert summary.config.steps == 1_600
+    assert checkpoints.read_checkpoint(tmp_path / "run")[2].finished
+
+
+def test_weights_can_be_started_from(tmp_path: Path) -> None:
+    loop.train_run(options(tmp_path / "first", "kldmp"))
+    again = options(tmp_path / "second", "dqn", init=tmp_path / "first", steps=400)
+    assert loop.train_run(again).record()["steps"] == 400
+
+
+def test_an_agent_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"asks for a choice among 4 commands, which kcpr does"):
+        loop.train_run(options(tmp_path / "run", "kcpr", overrides={}))
+    other = options(tmp_path / "run", "kldmp", task="SafetyHalfCheetahVelocity-v1")
+    with pytest.raises(SettingsError, match=r"continuous actions.*kcpr, sac, sac-lag"):
+        loop.train_run(other)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_numbers_are_one_sentence_on_the_command_line(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for given, sentence in (
+        ("softening=1.0", "softening is 1.0; it must lie in [0, 1)"),
+        ("softening=-0.5", "softening is -0.5; it must lie in [0, 1]"),
+        ("softning=0.5", "did you mean softening"),
+    ):
+        words = ["train", TASK, "--agent", "kldmp", "--set", given, "--out", str(tmp_path / "run")]
+        assert main(words) == EXIT_CODE
+        out, err = capfd.readouterr()
+        assert out == "" and sentence in err and err.count("\n") == 1
+
+
+def test_the_metrics_are_those_of_a_run(tmp_path: Path) -> None:
+    loop.train_run(options(tmp_path / "run", "kldmp", steps=2_400))
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    trained = [row for row in rows if row["kind"] == "train"][-1]
+    assert trained["lambda"] == pytest.approx(0.6)
+    assert trained["updates"] > 0 and trained["exploration"] == pytest.approx(0.05)
+    assert [row for row in rows if row["kind"] == "validation"]
