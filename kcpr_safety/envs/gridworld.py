@@ -6,7 +6,7 @@ same as a `World`: the observation is a one at the state's place, and the two ac
 and to the right) take one of four commands.
 """
 
-from typing import Any
+from typing import Any, SupportsInt
 
 import gymnasium
 import numpy as np
@@ -45,7 +45,7 @@ def card_of(task: str) -> TaskCard:
     )
 
 
-class GridEnv(gymnasium.Env[int, int | np.integer[Any]]):
+class GridEnv(gymnasium.Env[int, SupportsInt]):
     """One grid-world; `grid` is a name or a `Grid` of one's own."""
 
     metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 (gymnasium's own form)
@@ -64,13 +64,14 @@ class GridEnv(gymnasium.Env[int, int | np.integer[Any]]):
         self.state = int(self.np_random.choice(self.grid.starts))
         return self.state, {}
 
-    def step(self, action: int | np.integer[Any]) -> tuple[int, float, bool, bool, dict[str, Any]]:
+    def step(self, action: SupportsInt) -> tuple[int, float, bool, bool, dict[str, Any]]:
         if self.state < 0:
             raise EnvironmentFault(f"grid {self.grid.name}: reset before stepping")
         outcomes = self.grid.outcomes
-        chances = outcomes.probability[self.state, action].cumsum()
+        move = int(action)
+        chances = outcomes.probability[self.state, move].cumsum()
         way = int((chances < self.np_random.random()).sum())
-        place = (self.state, int(action), min(way, len(chances) - 1))
+        place = (self.state, move, min(way, len(chances) - 1))
         self.state = int(outcomes.following[place])
         ended = self.state == self.grid.goal
         cost = float(outcomes.punishment[place])
