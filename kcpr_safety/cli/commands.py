@@ -4,6 +4,7 @@ from kcpr_safety.cli.benching import Bench
 from kcpr_safety.cli.inspection import Check, Doctor, Policies, Tasks
 from kcpr_safety.cli.learning import Demo, Evaluate, Export, Report, Resume, Train
 from kcpr_safety.cli.options import Command
+from kcpr_safety.cli.reproducing import Grid, Reproduce
 
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
@@ -16,6 +17,8 @@ COMMANDS: dict[str, type[Command]] = {
         Export,
         Report,
         Policies,
+        Reproduce,
+        Grid,
         Check,
         Bench,
         Doctor,
