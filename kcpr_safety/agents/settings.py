@@ -32,11 +32,11 @@ class Settings:
 
     m_start: float = 0.1
     """Weight of punishment that learning starts with."""
-    m_low: float = 0.05
+    m_low: float = 0.005
     """The controller's floor: a weight that fell to nothing takes too long to come back."""
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
-    m_rate: float = 5e-6
+    m_rate: float = 7.5e-6
     """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim."""
     m_gain: float = 0.3
     """Proportional gain: e-folds of m per e-fold of punishment over the aim."""
