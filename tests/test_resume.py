@@ -17,7 +17,7 @@ from toys import Sprint
 
 from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard
-from kcpr_safety.errors import FileFault
+from kcpr_safety.errors import FileFault, TrainingFault
 from kcpr_safety.policy_file import RUN_FILE
 from kcpr_safety.training import checkpoints, loop, validation
 from kcpr_safety.training.checkpoints import checkpoint_files, read_counters
@@ -177,6 +177,12 @@ def test_a_warm_start_survives_a_kill_before_the_first_checkpoint(
         train_run(warm)
     resume_run(tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, whole: Path) -> None:
+    with pytest.raises(TrainingFault, match="cannot start from that policy"):
+        train_run(options(tmp_path / "run", init=whole, overrides=FEW | {"width": 9}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigkill_in_a_real_process_and_a_real_world(tmp_path: Path) -> None:

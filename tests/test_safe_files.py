@@ -351,3 +351,13 @@ def test_every_format_names_an_unknown_version(tmp_path: Path) -> None:
 def test_what_a_setting_may_be_is_said() -> None:
     with pytest.raises(SettingsError, match="width is 'wide'; it must be a int"):
         settings_from({"width": "wide"})
+
+
+def test_a_few_thousand_mutated_inputs(tmp_path: Path) -> None:
+    """The first inputs of every kind; `scripts/fuzz.py` goes on to a million."""
+    words = [sys.executable, str(ROOT_FOLDER / "scripts" / "fuzz.py"), "--inputs", "1"]
+    done = subprocess.run(
+        [*words, "--out", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6,500 inputs" in done.stdout

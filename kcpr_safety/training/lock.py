@@ -38,6 +38,7 @@ def locked(run: Path) -> Iterator[None]:
         # Unlinked while it is held, so that nobody can hold what is no longer there.
         with suppress(OSError):
             path.unlink()
+            run.rmdir()  # where nothing came of it
         os.close(descriptor)
 
 
