@@ -463,7 +463,8 @@ def test_one_robot_alone_is_a_row_of_many() -> None:
     world.close()
 
 
-def test_unstable_physics_ends_the_episode() -> None:
+def test_unstable_physics_ends_the_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where MuJoCo logs what it warns of
     world = world_of(num_envs=2)
     _, data = world.state(1)
     data.qvel[:] = np.nan
