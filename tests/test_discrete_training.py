@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from kcpr_safety import api
 from kcpr_safety.cli import main
 from kcpr_safety.errors import EXIT_CODE, SettingsError
 from kcpr_safety.policy_file import read_policy
-from kcpr_safety.training import checkpoints, loop
+from kcpr_safety.training import loop
 from kcpr_safety.training.options import TrainOptions
 
 TASK = "GridCorridor-v0"
@@ -43,32 +44,35 @@ def test_a_run_goes_from_nothing_to_a_bundle(tmp_path: Path, agent: str) -> None
 
 
 @pytest.mark.parametrize("agent", ["kldmp", "kldmp-routed"])
-def test_a_resumed_run_goes_on_from_its_checkpoint(
+def test_a_killed_run_ends_like_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
-    """Saved half-way and gone on with: the same replay, counters and learner as were saved."""
-    saved = []
-    original = loop.Training._store
+    """Saved half-way, killed and gone on with: the same learner at the end, bit by bit."""
+    ended: list[loop.Training] = []
+    run = loop.Training.run
+    monkeypatch.setattr(
+        loop.Training, "run", lambda self, sinks: ended.append(self) or run(self, sinks)
+    )
+    loop.train_run(options(tmp_path / "whole", agent))
+    store = loop.Training._store
 
     def stop_half_way(self: loop.Training, *given: object) -> object:
-        obs = original(self, *given)  # type: ignore[arg-type]
+        obs = store(self, *given)  # type: ignore[arg-type]
         if self.steps == 800:
             self._save(0, finished=False)
-            saved.append(self)
             raise KeyboardInterrupt
         return obs
 
-    monkeypatch.setattr(loop.Training, "_store", stop_half_way)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train_run(options(tmp_path / "run", agent))
-    monkeypatch.undo()
-    learner, replay, counters = checkpoints.read_checkpoint(tmp_path / "run")
-    assert counters.steps == 800 and len(replay) == 800
-    for name, tensor in saved[0].family.snapshot(saved[0].learner).items():
-        assert tensor.equal(learner[name]), name
-    summary = loop.resume_run(tmp_path / "run")
-    assert summary.config.steps == 1_600
-    assert checkpoints.read_checkpoint(tmp_path / "run")[2].finished
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_store", stop_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_run(options(tmp_path / "run", agent))
+    loop.resume_run(tmp_path / "run")
+    whole, resumed = ended[0], ended[-1]
+    assert resumed.steps == whole.steps
+    for name, tensor in whole.family.snapshot(whole.learner).items():
+        assert tensor.equal(resumed.family.snapshot(resumed.learner)[name]), name
+    assert torch.equal(whole.replay.rows, resumed.replay.rows)
 
 
 def test_weights_can_be_started_from(tmp_path: Path) -> None:

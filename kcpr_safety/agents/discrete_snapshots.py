@@ -55,6 +55,7 @@ def snapshot(learner: DiscreteLearner) -> dict[str, Tensor]:
         "return_count": moments.count,
         "return_mean": moments.mean,
         "return_squares": moments.squares,
+        "return_running": learner.return_scale.running,
         "scalars": torch.tensor([learner.updates, learner.steps], dtype=torch.float64),
     }
 
@@ -71,6 +72,7 @@ def restore(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
         moments.count = tensors[f"{prefix}_count"].clone()
         moments.mean = tensors[f"{prefix}_mean"].clone()
         moments.squares = tensors[f"{prefix}_squares"].clone()
+    learner.return_scale.running = tensors["return_running"].clone()
     learner.return_scale.refresh()
     learner.generator.set_state(tensors["generator"])
     learner.updates, learner.steps = (int(value) for value in tensors["scalars"].tolist())
