@@ -5,6 +5,8 @@ One float32 row per transition, both streams side by side:
 (truncation bootstraps). Storing N environments' step is one block copy and drawing a batch is one
 gather of rows into a buffer that is used again.
 
+`NStep` draws transitions of several steps out of the same rows.
+
 `Divided` is two buffers in one ring: a mark at the end of each row says which one it is in.
 """
 
@@ -87,6 +89,59 @@ class Replay:
             self._drawn = self.rows.new_empty(index.shape[0], self.rows.shape[1])
         torch.index_select(self.rows, 0, index.to(self.rows.device), out=self._drawn)
         return self.layout.read(self._drawn[:, : self.layout.width])
+
+
+class NStep(Replay):
+    """Draws transitions of up to n steps, in the form of one.
+
+    From row i of one of N environments, whose next steps stand N rows apart,
+
+        reward     sum_k gamma^k r_k      next_obs   after the last step taken
+        punishment sum_k gamma^k c_k      continues  gamma^(last k) (1 - terminated)
+
+    over the steps k = 0 .. n - 1 that the episode still had, so that a target of the usual form,
+    reward + gamma continues V(next_obs), looks n steps ahead. An episode ends where the next row
+    does not begin with the observation that this one ended with.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        sizes: tuple[int, int],
+        device: torch.device | str,
+        *,
+        steps: int,
+        envs: int,
+        gamma: float,
+    ) -> None:
+        """`sizes` of observation and action; `envs` transitions are stored at a time."""
+        # Whole steps of all environments, so that a row's successor is always N rows on.
+        super().__init__(-(-capacity // envs) * envs, *sizes, device)
+        self.steps, self.envs, self.gamma = steps, envs, gamma
+
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """Uniform batch with replacement; valid until the next draw."""
+        behind = min((self.steps - 1) * self.envs, len(self) - 1)
+        drawn = torch.randint(len(self) - behind, (size,), generator=generator)
+        oldest = self.added - len(self)
+        index = (drawn + oldest) % self.rows.shape[0]
+        batch = self.gather(index)
+        # Views of the drawn buffer: what is written here is what the batch holds.
+        going = batch.continues.clone()
+        for ahead in range(1, self.steps):
+            last = drawn + oldest + ahead * self.envs >= self.added
+            following = (index + ahead * self.envs) % self.rows.shape[0]
+            row = self.layout.read(self.rows.index_select(0, following.to(self.rows.device)))
+            going *= (batch.next_obs == row.obs).all(1)
+            going.masked_fill_(last.to(going.device), 0.0)
+            discount = self.gamma**ahead
+            batch.reward.addcmul_(going, row.reward, value=discount)
+            batch.punishment.addcmul_(going, row.punishment, value=discount)
+            taken = going.bool()
+            batch.continues.copy_(torch.where(taken, discount * row.continues, batch.continues))
+            batch.next_obs.copy_(torch.where(taken[:, None], row.next_obs, batch.next_obs))
+            going *= row.continues
+        return batch
 
 
 class Divided(Replay):

@@ -16,5 +16,6 @@ class Batch(NamedTuple):
     punishment: Float[Tensor, "batch"]
     """Punishment (cost) of the step, >= 0."""
     continues: Float[Tensor, "batch"]
-    """1 - terminated: 0 where the episode truly ended, 1 where time ran out or it goes on."""
+    """1 - terminated: 0 where the episode truly ended, 1 where time ran out or it goes on; over
+    n steps, times gamma^(n - 1) (`replay.NStep`)."""
     next_obs: Float[Tensor, "batch obs"]

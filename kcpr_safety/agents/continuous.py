@@ -40,7 +40,7 @@ from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
 from kcpr_safety.networks import Stack, parameter_count
 from kcpr_safety.ops import bellman, gaussian, gradients, losses
 from kcpr_safety.ops.gradients import Companion
-from kcpr_safety.replay import Replay
+from kcpr_safety.replay import NStep, Replay
 from kcpr_safety.transition import Batch
 
 CRITICS = 6
@@ -140,7 +140,15 @@ class Learner:
 
     def memory(self, capacity: int) -> Replay:
         """Where transitions wait to be learned from."""
-        return Replay(capacity, self.task.obs_size, self.task.action_size, self.device)
+        settings = self.settings
+        return NStep(
+            capacity,
+            (self.task.obs_size, self.task.action_size),
+            self.device,
+            steps=settings.n_step,
+            envs=settings.num_envs,
+            gamma=settings.gamma,
+        )
 
     def m_bounds(self) -> tuple[float, float] | None:
         """Between what the budget controller keeps m; None where it is not moved."""

@@ -57,6 +57,8 @@ class Settings:
     """Normalise the critics' hidden layers."""
     gamma: float = 0.99
     """Discount per step."""
+    n_step: int = 3
+    """Steps that targets look ahead before they trust the critics."""
     learning_rate: float = 1e-3
     """Adam's step, for critics, actors and temperature."""
     learning_rate_left: float = 0.1
@@ -110,6 +112,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "width": (1, 4096),
     "depth": (1, 7),
     "gamma": (0.0, 0.99999),
+    "n_step": (1, 100),
     "learning_rate": (1e-8, 1.0),
     "learning_rate_left": (0.0, 1.0),
     "target_rate": (1e-6, 1.0),

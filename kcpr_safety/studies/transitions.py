@@ -24,8 +24,7 @@ def random_actions(world: envs.World, seed: int) -> list[np.ndarray]:
 
 def random_replay(world: envs.World, learners: Sequence[Learner], size: int, seed: int) -> Replay:
     """At least `size` transitions on the learners' device; their normalisers see them too."""
-    sizes = world.contract.obs_size, world.contract.action_size
-    replay = Replay(size + world.num_envs, *sizes, learners[0].device)
+    replay = learners[0].memory(size + world.num_envs)
     low, span = _bounds(world)
     actions = random_actions(world, seed)
     obs, _ = world.reset()
