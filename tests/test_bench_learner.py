@@ -21,7 +21,7 @@ from kcpr_safety.studies.products import FORWARD, INPUT, KINDS, Limit, Product, 
 
 TASK = "SafetyHopperVelocity-v1"
 OBS, ACTION = 7, 3
-SMALL = {"width": 24, "depth": 3, "batch": 10}
+SMALL = {"updates_per_step": 0.5, "width": 24, "depth": 3, "batch": 10}
 
 
 @pytest.mark.parametrize("agent", ["kcpr", "sac-lag"])
