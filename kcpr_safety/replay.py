@@ -164,11 +164,12 @@ class Divided(Replay):
     ) -> None:
         super().__init__(capacity, obs_size, action_size, device, marks=1)
         self.route, self.balanced = route, balanced
-        self._members = np.zeros((2, capacity), dtype=np.int64)
-        """Rows of each buffer, in no order."""
+        # What leaves the ring is the oldest of all, hence of its buffer: each is a queue, and its
+        # order follows from the ring alone.
+        self._queues = np.zeros((2, capacity), dtype=np.int64)
+        """Rows of each buffer, oldest first, from `_first` on and around."""
+        self._first = [0, 0]
         self._counts = [0, 0]
-        self._places = np.zeros(capacity, dtype=np.int64)
-        """Where in `_members` each row stands."""
         self._buffer = np.full(capacity, -1, dtype=np.int8)
         """Which buffer each row is in; -1 before it is written."""
 
@@ -182,7 +183,11 @@ class Divided(Replay):
 
     def take_up(self, added: int) -> None:
         super().take_up(added)
-        for row, mark in enumerate(self.rows[: len(self), -1].tolist()):
+        capacity = self.rows.shape[0]
+        rows = np.arange(added - len(self), added) % capacity
+        self._first, self._counts = [0, 0], [0, 0]
+        self._buffer[:] = -1
+        for row, mark in zip(rows.tolist(), self.rows[rows, -1].tolist(), strict=True):
             self._assign(row, int(mark))
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
@@ -192,18 +197,16 @@ class Divided(Replay):
         for buffer, count in enumerate(sizes):
             chosen = buffer if self._counts[buffer] else 1 - buffer
             drawn = torch.randint(self._counts[chosen], (count,), generator=generator)
-            parts.append(torch.as_tensor(self._members[chosen][drawn.numpy()]))
+            places = (self._first[chosen] + drawn.numpy()) % self.rows.shape[0]
+            parts.append(torch.as_tensor(self._queues[chosen][places]))
         return self.gather(torch.cat(parts))
 
     def _assign(self, row: int, buffer: int) -> None:
-        """Move a row into a buffer; the last of its old one takes its place there."""
-        old = self._buffer[row]
+        """A row that was just written, the oldest until now, goes to the end of a queue."""
+        capacity, old = self.rows.shape[0], self._buffer[row]
         if old >= 0:
+            self._first[old] = (self._first[old] + 1) % capacity
             self._counts[old] -= 1
-            last = self._members[old, self._counts[old]]
-            self._members[old, self._places[row]] = last
-            self._places[last] = self._places[row]
-        self._members[buffer, self._counts[buffer]] = row
-        self._places[row] = self._counts[buffer]
-        self._buffer[row] = buffer
+        self._queues[buffer, (self._first[buffer] + self._counts[buffer]) % capacity] = row
         self._counts[buffer] += 1
+        self._buffer[row] = buffer

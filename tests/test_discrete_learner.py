@@ -13,6 +13,7 @@ from kcpr_safety.agents.discrete_settings import (
     DiscreteSettings,
     discrete_settings,
 )
+from kcpr_safety.agents.discrete_snapshots import restore, snapshot
 from kcpr_safety.agents.tabular import Coupling, deployed_actions, solve
 from kcpr_safety.agents.task import Task
 from kcpr_safety.errors import SettingsError, UnknownNameError
@@ -215,11 +216,45 @@ def test_a_divided_replay_holds_the_last_transitions_and_no_others() -> None:
     drawn = replay.draw(3_000, torch.Generator().manual_seed(0))
     assert rows_of(replay, drawn) == {round(value, 5) for value in last.tolist()}
     again = Divided(30, 5, 1, lambda batch: batch.punishment > 0, balanced=True)
-    again.restore(replay.rows.clone(), replay.added)
-    assert sorted(map(int, again._counts)) == sorted(map(int, replay._counts))
+    again.rows.copy_(replay.rows)
+    again.take_up(replay.added)
     again.add(draw_batch(50, size=7))
     replay.add(draw_batch(50, size=7))
     assert torch.equal(again.rows, replay.rows)
+    for seed in range(20):
+        one, other = (r.draw(9, torch.Generator().manual_seed(seed)) for r in (replay, again))
+        assert torch.equal(one.reward, other.reward), "the order of a buffer is that of the ring"
+
+
+@pytest.mark.parametrize("design", ["shared", "routed", "split"])
+def test_a_learner_and_its_replay_come_back_exactly(design: str) -> None:
+    """From its snapshot and the ring's rows, in the middle of overwriting them."""
+    settings = replace(SMALL, replay=design)
+
+    def live(learner: DiscreteLearner, replay: Replay, seeds: range, draw: torch.Generator) -> None:
+        for seed in seeds:
+            batch = draw_batch(seed)
+            replay.add(batch._replace(action=learner.act(batch.obs)))
+            learner.observe(batch, torch.rand(24, generator=draw) < 0.1)
+            learner.advance(24)
+            learner.update(replay.draw(24, draw))
+
+    one, draw = make(settings), torch.Generator()
+    memory = one.memory(100)
+    live(one, memory, range(11), draw.manual_seed(1))
+    kept = {key: value.clone() for key, value in snapshot(one).items()}
+    other = make(settings)
+    again = other.memory(100)
+    restore(other, kept)
+    again.rows.copy_(memory.rows)
+    again.take_up(memory.added)
+    resumed = torch.Generator()
+    resumed.set_state(draw.get_state())
+    live(one, memory, range(11, 20), draw)
+    live(other, again, range(11, 20), resumed)
+    for key, value in snapshot(one).items():
+        assert torch.equal(value, snapshot(other)[key]), key
+    assert torch.equal(memory.rows, again.rows)
 
 
 def test_routing_follows_the_ratio_of_the_policies() -> None:

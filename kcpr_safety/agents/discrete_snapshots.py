@@ -64,7 +64,8 @@ def restore(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `snapshot`; the shapes are checked, nothing is half loaded before that."""
     own = snapshot(learner)
     for key, value in own.items():
-        if key not in tensors or tensors[key].shape != value.shape:
+        given = tensors.get(key)
+        if given is None or given.shape != value.shape or given.dtype != value.dtype:
             raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
     for key in ("q", "target", "adam_first", "adam_second"):
         own[key].copy_(tensors[key])
@@ -74,6 +75,7 @@ def restore(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
         moments.squares = tensors[f"{prefix}_squares"].clone()
     learner.return_scale.running = tensors["return_running"].clone()
     learner.return_scale.refresh()
+    learner.return_scale.running = tensors["return_running"].clone()
     learner.generator.set_state(tensors["generator"])
     learner.updates, learner.steps = (int(value) for value in tensors["scalars"].tolist())
     learner.refresh_normaliser()
