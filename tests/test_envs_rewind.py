@@ -11,7 +11,7 @@ from kcpr_safety.envs.official import OfficialWorld
 from kcpr_safety.errors import EnvironmentFault, FileFault
 from kcpr_safety.seeds import training_seeds
 
-FAST = ["SafetyPointGoal1-v0", "SafetyHopperVelocity-v1"]
+FAST = ["SafetyPointGoal1-v0", "SafetyHopperVelocity-v1", "MazeL-v0"]
 MORE = [
     "SafetyPointButton2-v0",
     "SafetyCarPush1-v0",
@@ -19,6 +19,7 @@ MORE = [
     "SafetyHumanoidVelocity-v1",
     "SafetyAntVelocity-v1",
     "SafetySwimmerVelocity-v1",
+    "MazeLargeDiscrete-v0",
 ]
 
 
