@@ -55,10 +55,10 @@ ABLATED_WORLDS = ("corridor", "windy-cliff")
 SEEDS = tuple(range(20, 30))
 STEPS = 8_000
 QUICK_SEEDS = (20, 21, 22)
-MAZE, MAZE_CONTINUOUS = "MazeUDiscrete-v0", "MazeU-v0"
+MAZE, MAZE_CONTINUOUS = "MazeLDiscrete-v0", "MazeL-v0"
 MAZE_AGENTS = ("dqn", "sql", "dmp", "softdmp", "kldmp")
 MAZE_SEEDS = tuple(range(5))
-MAZE_STEPS = 100_000
+MAZE_STEPS = 60_000
 QUICK_STEPS = 4_000
 
 
