@@ -57,8 +57,9 @@ class Settings:
     """Normalise the critics' hidden layers."""
     gamma: float = 0.99
     """Discount per step."""
-    n_step: int = 3
-    """Steps that targets look ahead before they trust the critics."""
+    n_step: int = 1
+    """Steps that targets look ahead before they trust the critics; what was done meanwhile counts
+    as the policy's own, exploration included."""
     learning_rate: float = 1e-3
     """Adam's step, for critics, actors and temperature."""
     learning_rate_left: float = 0.1
@@ -67,7 +68,7 @@ class Settings:
     """Share of critics (actors) that enters their targets (the deployed policy) at each update."""
     batch: int = 256
     """Transitions per update."""
-    updates_per_step: float = 0.125
+    updates_per_step: float = 0.25
     """Learner updates per environment step."""
     num_envs: int = 16
     """Environments side by side."""
