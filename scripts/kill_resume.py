@@ -2,13 +2,13 @@
 
     .venv/bin/python scripts/kill_resume.py [--kills 100] [--out FOLDER] [--config NAME ...]
 
-Four configurations: fast navigation, fast velocity, the official path, and SAC-Lag whose learner
-has two threads and whose replay overflows. Each is trained once without a stop (5 to 15 s), then
-again and again: the process gets SIGKILL at a random moment (also while it starts, validates, or
-writes a checkpoint: they are written every half second here), is resumed, is killed again with
-probability 1/3, and runs to its end. Everything that is left must equal the uninterrupted run: the
-policy file to the last byte, every row of metrics but for the clock's columns, and in the final
-checkpoint all of the learner, every generator and every counter.
+Five configurations: fast navigation, fast velocity, the official path, SAC-Lag whose learner has
+two threads and whose replay overflows, and klDMP with two buffers in a maze. Each is trained once
+without a stop (5 to 15 s), then again and again: the process gets SIGKILL at a random moment (also
+while it starts, validates, or writes a checkpoint: they are written every half second here), is
+resumed, is killed again with probability 1/3, and runs to its end. Everything that is left must
+equal the uninterrupted run: the policy file to the last byte, every row of metrics but for the
+clock's columns, and in the final checkpoint all of the learner, every generator and every counter.
 
 A finished kill is noted in FOLDER/kills.jsonl and not done again: stop and start as you like.
 Exit code 1 where anything differed.
@@ -33,7 +33,7 @@ import torch
 
 from kcpr_safety import envs
 from kcpr_safety.envs.official import OfficialWorld
-from kcpr_safety.training import loop
+from kcpr_safety.training import loop, validation
 from kcpr_safety.training.checkpoints import (
     CONFIG_FILE,
     checkpoint_files,
@@ -58,6 +58,12 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "steps": 9_000,
         "threads": 2,
         "overrides": SMALL | {"capacity": 3_000, "num_envs": 3},
+    },
+    "discrete": {
+        "task": "MazeLDiscrete-v0",
+        "agent": "kldmp-routed",
+        "steps": 9_000,
+        "overrides": SMALL | {"capacity": 3_000},
     },
 }
 OFFICIAL = "official"

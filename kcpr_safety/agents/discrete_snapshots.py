@@ -73,7 +73,6 @@ def restore(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
         moments.count = tensors[f"{prefix}_count"].clone()
         moments.mean = tensors[f"{prefix}_mean"].clone()
         moments.squares = tensors[f"{prefix}_squares"].clone()
-    learner.return_scale.running = tensors["return_running"].clone()
     learner.return_scale.refresh()
     learner.return_scale.running = tensors["return_running"].clone()
     learner.generator.set_state(tensors["generator"])
