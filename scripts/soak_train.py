@@ -31,7 +31,7 @@ FOREVER = 20_000_000
 NOTE_S = 20.0
 EVALUATE_S = 600.0
 WARM_UP_S = 900.0
-"""Until the replay is full; the first evaluation, which builds worlds of its own, belongs to it."""
+"""Until the replay is full; the first evaluation and validation, which build worlds, belong to it."""
 BLOCK = 30
 """Notes that are resampled together."""
 SOAK_FILE = "soak.jsonl"
@@ -45,13 +45,14 @@ class Notes:
         self.rows = rows_of(run) if (run / SOAK_FILE).exists() else []
         self.before = self.rows[-1] if self.rows else {"wall_s": 0.0, "cpu_s": 0.0}
         self.started, self.noted, self.evaluated = time.perf_counter(), 0.0, time.perf_counter()
-        self.evaluations = 0
+        self.evaluations = self.validations = 0
 
     def open(self, run: Path, task: str, total_steps: int, budget: float) -> None:
         pass
 
     def write(self, row: Any) -> None:
         now = time.perf_counter()
+        self.validations += row["kind"] == "validation"
         if row["kind"] != "train":
             return
         if now - self.evaluated > EVALUATE_S and (self.run / "policy.safetensors").exists():
@@ -77,6 +78,7 @@ class Notes:
             "threads": threading.active_count(),
             "disk_mb": sum(p.stat().st_size for p in self.run.rglob("*") if p.is_file()) / 1e6,
             "evaluations": self.evaluations,
+            "validations": self.validations,
             "started": self.started,
         }
         with open(self.run / SOAK_FILE, "a") as stream:
@@ -137,8 +139,8 @@ def judge(run: Path, out: Path | None) -> int:
         steps = np.diff([row["steps"] for row in rows])
         figures[name] = steps / np.diff([row[clock] for row in rows])
     wall = wall[1:]
-    evaluated = np.array([row["evaluations"] for row in rows])[1:] > 0
-    warm = (wall > WARM_UP_S) & evaluated & same
+    judged = np.array([min(row["evaluations"], row["validations"]) > 0 for row in rows])[1:]
+    warm = (wall > WARM_UP_S) & judged & same
     hours = wall[warm] / 3600
     failed = False
     for name, values in figures.items():
