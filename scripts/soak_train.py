@@ -31,7 +31,7 @@ FOREVER = 20_000_000
 NOTE_S = 20.0
 EVALUATE_S = 600.0
 WARM_UP_S = 900.0
-"""Until the replay is full; the first evaluation and validation, which build worlds, belong to it."""
+"""Until the replay is full; the first evaluation and validation build worlds and belong to it."""
 BLOCK = 30
 """Notes that are resampled together."""
 SOAK_FILE = "soak.jsonl"
