@@ -37,6 +37,7 @@ def judge(run: Path) -> dict[str, Any]:
         "punishment_worst": max(record["punishments"]),
         "command": f"kcpr-safety train {record['task']} --agent {record['agent']} "
         f"--steps {record['steps']} --seed {record['seed']}",
+        "settings": config["settings"],
         "versions": config["versions"],
         "machine": config["machine"],
     }

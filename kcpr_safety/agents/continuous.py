@@ -4,8 +4,10 @@ Two actors (member 0: reward module, 1: punishment module) and six critics (twin
 of the evaluation critic Q_C) are one stack each, over one flat parameter buffer. One update
 computes the targets of `ops.bellman`, the gradients of all critics and of both actors
 (`ops.gradients`, through the critics as they were), takes one Adam step on everything, and moves
-the entropy temperature and the target critics. SAC and SAC-Lag are the same code with one actor
-and k = 0.
+the entropy temperature, the target critics, and the deployed policy, which is a slow average of
+the actors: it is what files hold and what a share of the environments acts with, so that the budget
+is held by the policy that will be judged and not by the exploring one. SAC and SAC-Lag are the same
+code with one actor and k = 0.
 
 Speed lives here and in `networks`: no graph is recorded, every product is batched over members,
 and the rows of s and s' pass the actors together. `tests/plain_update.py` is the same update in
