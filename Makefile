@@ -15,8 +15,8 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 SAFETY_GYMNASIUM := safety-gymnasium==1.0.0
 
-# One thread per process: the tests' small networks only lose by more, and results repeat.
-export OMP_NUM_THREADS ?= 1
+# One thread per process: two test processes share two cores, and small networks only lose by more.
+fast-tests test-full: export OMP_NUM_THREADS = 1
 # The environment is this repository's own: nothing leaks in from outside.
 unexport PYTHONPATH PYTHONHOME
 

@@ -11,6 +11,7 @@ from kcpr_safety.agents import AGENTS, Learner, Settings, agent_settings
 from kcpr_safety.agents.budget import BudgetController
 from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD, Heads
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.agents.task import Task
 from kcpr_safety.errors import SettingsError, TrainingFault, UnknownNameError
@@ -193,6 +194,22 @@ def test_the_step_is_adams() -> None:
         parameters.grad = learner.gradient.clone()
         reference.step()
     torch.testing.assert_close(learner.parameters, parameters.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_moments_never_sink_into_denormal_numbers() -> None:
+    """A gradient that stops: both moments shrink, and end at zero instead of just above it."""
+    smallest = torch.finfo(torch.float32).tiny
+    parameters, gradient = torch.ones(3), torch.tensor([1.0, 1e-6, 1.0])
+    moments = torch.zeros(3), torch.zeros(3)
+    for update in range(1, 200_000):
+        adam_step(parameters, gradient, moments, update, 1e-3)
+        if update == 100:
+            gradient[:2] = 0.0
+        if update % 10_007 == 0:
+            for moment in moments:
+                assert ((moment == 0) | (moment.abs() >= smallest)).all()
+    assert [moment[:2].tolist() for moment in moments] == [[0.0, 0.0]] * 2
+    assert moments[1][2] == pytest.approx(1.0)
 
 
 def test_the_targets_and_the_deployed_policy_follow_slowly() -> None:

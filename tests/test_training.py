@@ -92,6 +92,19 @@ def test_the_same_seed_gives_the_same_policy_and_another_seed_another(tmp_path: 
     assert first != other
 
 
+@pytest.mark.parametrize(
+    ("told", "asked", "threads"), [("", None, 2), ("1", None, 1), ("8", None, 2), ("1", 2, 2)]
+)
+def test_the_learners_threads(
+    monkeypatch: pytest.MonkeyPatch, told: str, asked: int | None, threads: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert loop.learner_threads(asked) == threads
+    with pytest.raises(SettingsError, match="this machine has 1 to 4 to give"):
+        loop.learner_threads(5)
+
+
 def test_it_does_not_matter_whether_the_world_steps_beside_the_learner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,10 +32,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.optim.adam import adam
 
 from kcpr_safety.agents.budget import BudgetController
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.settings import Settings
 from kcpr_safety.agents.task import Task
 from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
@@ -90,7 +90,7 @@ class Learner:
         )
         """Actors first, then critics: what the optimiser sees."""
         self.gradient = torch.zeros_like(self.parameters)
-        self.adam = tuple(torch.zeros_like(self.parameters) for _ in range(2))
+        self.adam = (torch.zeros_like(self.parameters), torch.zeros_like(self.parameters))
         """First and second moments of the gradient."""
         self.actor = Stack(actors, actor_sizes, flat=self.parameters[:cut])
         self.critic = Stack(
@@ -308,22 +308,12 @@ class Learner:
         """One Adam step on actors and critics together."""
         self.updates += 1
         left = 1.0 - (1.0 - self.settings.learning_rate_left) * self.progress
-        adam(
-            [self.parameters],
-            [self.gradient],
-            [self.adam[0]],
-            [self.adam[1]],
-            max_exp_avg_sqs=[],
-            # The kernel counts the step itself, before it is used.
-            state_steps=[torch.tensor(float(self.updates - 1), device=self.device)],
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.settings.learning_rate * left,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
+        adam_step(
+            self.parameters,
+            self.gradient,
+            self.adam,
+            self.updates,
+            self.settings.learning_rate * left,
         )
 
     def _tune_temperature(self, entropy: Tensor) -> None:

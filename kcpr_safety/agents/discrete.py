@@ -23,10 +23,10 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.optim.adam import adam
 
 from kcpr_safety.agents.discrete_settings import DiscreteSettings
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.task import Task
 from kcpr_safety.controller import MAX_NORMALISED
 from kcpr_safety.networks import Stack, parameter_count
@@ -218,21 +218,12 @@ class DiscreteLearner:
     def _step(self) -> None:
         """One Adam step on all networks together."""
         self.updates += 1
-        adam(
-            [self.q.flat],
-            [self.gradient],
-            [self.adam[0]],
-            [self.adam[1]],
-            max_exp_avg_sqs=[],
-            state_steps=[torch.tensor(float(self.updates - 1), device=self.device)],
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.settings.learning_rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
+        adam_step(
+            self.q.flat,
+            self.gradient,
+            self.adam,
+            self.updates,
+            self.settings.learning_rate,
         )
 
     # ------------------------------------------------------------------------------------ parts

@@ -90,7 +90,7 @@ class Train(ShowsResult):
     device: str = "cpu"
     """Where to learn: cpu, cuda, cuda:1 ..."""
     threads: Count = None
-    """Cores of the learner; not given: 2. Give 1 to each of two runs side by side."""
+    """Cores of the learner; not given: 2 (or OMP_NUM_THREADS, if less). Two runs: 1 each."""
     set: Settings = ()
     """Replace numbers of the agent, for research; a wrong name lists the right ones."""
     tensorboard: bool = False

@@ -122,10 +122,14 @@ def training_world(card: TaskCard, num_envs: int, seed: int) -> envs.World:
 
 
 def learner_threads(asked: int | None) -> int:
-    """Cores that the learner gets: more than two only get in each other's way at these sizes."""
+    """Cores that the learner gets: more than two only get in each other's way at these sizes.
+
+    `OMP_NUM_THREADS=1` keeps it on one where nothing else is asked for.
+    """
     cores = os.cpu_count() or 1
     if asked is None:
-        return min(2, cores)
+        told = os.environ.get("OMP_NUM_THREADS", "")
+        return min(2, cores, int(told)) if told.isdigit() and int(told) > 0 else min(2, cores)
     if not 1 <= asked <= cores:
         raise SettingsError(f"{asked} threads; this machine has 1 to {cores} to give")
     return asked
