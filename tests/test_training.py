@@ -15,6 +15,7 @@ import torch
 from toys import Sprint
 
 from kcpr_safety import envs
+from kcpr_safety.agents import Learner
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import FileFault, KcprError, NonFiniteError, SettingsError, TrainingFault
@@ -119,13 +120,13 @@ def test_the_learning_rate_hears_how_far_training_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[float] = []
-    update = loop.Learner.update
+    update = Learner.update
 
     def listening(self: Any, batch: Any, *, measure: bool = True) -> Any:
         heard.append(self.progress)
         return update(self, batch, measure=measure)
 
-    monkeypatch.setattr(loop.Learner, "update", listening)
+    monkeypatch.setattr(Learner, "update", listening)
     train_run(options(tmp_path / "run"))
     # Learning begins after 200 of 2,000 steps, and the last updates come before the last 20.
     assert heard == sorted(heard)
@@ -244,12 +245,12 @@ def test_a_number_that_is_none_from_the_environment_stops_training(
 def test_a_learner_that_diverged_stops_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = loop.Learner.update
+    original = Learner.update
 
     def broken(self: Any, batch: Any, *, measure: bool = True) -> Any:
         return original(self, batch, measure=measure) | {"critic_loss": torch.tensor(float("nan"))}
 
-    monkeypatch.setattr(loop.Learner, "update", broken)
+    monkeypatch.setattr(Learner, "update", broken)
     with pytest.raises(TrainingFault, match="critic_loss became not finite"):
         train_run(options(tmp_path / "run", steps=6_000))
 
@@ -302,7 +303,7 @@ def test_episodes_that_end_early_are_counted_once(tmp_path: Path) -> None:
     train_run(options(tmp_path / "run", steps=1_000))
     policy = read_policy(tmp_path / "run")
     controller = controller_from_tensors(policy.tensors, policy.contract)
-    world = Sprint(3, consecutive_seeds(10_000, 3), far=1.5, limit=40)
+    world = Sprint(3, consecutive_seeds(10_000, 3), far=1.0, limit=40)
     done = rollout(controller, world, 5, Critic(policy))
     assert len(done.lengths) == 5
     assert min(done.lengths) < 40

@@ -48,7 +48,7 @@ def card_of(task: str) -> TaskCard:
 class GridEnv(gymnasium.Env[int, SupportsInt]):
     """One grid-world; `grid` is a name or a `Grid` of one's own."""
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 (gymnasium's own form)
+    metadata = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (gymnasium's own form)
 
     def __init__(self, grid: str | Grid, render_mode: str | None = None) -> None:
         self.grid = grid_of(grid) if isinstance(grid, str) else grid
