@@ -18,14 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS, PAGE = ROOT / "results" / "rprl" / "grids.jsonl", ROOT / "docs" / "rprl.md"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->"
 _KEPT = ("world", "variant", "seed", "return_mean", "punishment_mean", "success")
-_MORE = ("punishment_training", "goals_training")
+_MORE = ("punishment_training", "goals_training", "collision")
+_AGENTS = (*MAIN, "kcpr")
+"""Those that have a row in the main table of a world; the others are ablations."""
 
 
 def compact(row: Mapping[str, Any]) -> dict[str, Any]:
     """What of a row is kept: figures, the numbers of its own, the budget of steps."""
     settings = row["cell"]["settings"]
     own = {key: value for key, value in settings.items() if key not in COMMON}
-    figures = {key: row[key] for key in (*_KEPT, *_MORE)}
+    figures = {key: row[key] for key in (*_KEPT, *_MORE) if key in row}
     return figures | {"steps": row["cell"]["steps"], "own": own}
 
 
@@ -41,23 +43,24 @@ def tables(rows: list[dict[str, Any]]) -> str:
     lines: list[str] = []
     for world, of in by_world(rows).items():
         for names, what in (
-            ([name for name in of if name in MAIN], ""),
-            (["kldmp", *(name for name in of if name not in MAIN)], ", ablations of klDMP"),
+            ([name for name in of if name in _AGENTS], ""),
+            (["kldmp", *(name for name in of if name not in _AGENTS)], ", ablations of klDMP"),
         ):
             if len(names) < 2:
                 continue
             lines += [
                 f"**{world}{what}**, {summary['seeds'][world]} seeds",
                 "",
-                "| agent | return | punishment | success | punishment in training "
-                "| spread of return | worst seed: return, punishment |",
-                "|---|---|---|---|---|---|---|",
+                "| agent | return | punishment | success | episodes with a collision "
+                "| punishment in training | spread of return | worst seed: return, punishment |",
+                "|---|---|---|---|---|---|---|---|",
             ]
             for name in names:
                 found = summary["worlds"][world][name]
                 lines.append(
                     f"| {name} | {interval(found['return_mean'])} "
                     f"| {interval(found['punishment_mean'])} | {interval(found['success'])} "
+                    f"| {interval(found['collision']) if 'collision' in found else '-'} "
                     f"| {interval(found['punishment_training'], 0)} "
                     f"| {found['return_spread']:.3f} "
                     f"| {found['return_worst']:.2f}, {found['punishment_worst']:.2f} |"

@@ -135,6 +135,15 @@ def _world(world: str, of: Mapping[str, Sequence[Row]], summary: Mapping[str, An
         f'<ul class="legend">{legend}</ul><div class="figures">{charts}</div>',
         _table(f"{world}: every agent", main, figures),
     ]
+    if is_maze(world):
+        parts.append(
+            table(
+                f"{world}: share of episodes with a collision",
+                ("agent", "collision"),
+                [(escape(name), [_cell(figures[name]["collision"])]) for name in main],
+                "",
+            )
+        )
     if ablated:
         names = [OURS, *ablated]
         parts.append(_table(f"{world}: klDMP with one thing changed", names, figures))

@@ -83,8 +83,9 @@ def ordered(variants: Iterable[str]) -> list[str]:
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean of each figure over seeds, with its interval."""
-    return {key: interval([float(row[key]) for row in rows]) for key in FIGURES}
+    """Mean of each figure over seeds, with its interval; of collisions where rows tell of them."""
+    keys = (*FIGURES, *(["collision"] if all("collision" in row for row in rows) else []))
+    return {key: interval([float(row[key]) for row in rows]) for key in keys}
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:

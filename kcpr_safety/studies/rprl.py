@@ -90,6 +90,7 @@ def run_maze(cell: MazeCell, out: Path) -> list[dict[str, Any]]:
             "return_mean": judged["return_mean"],
             "punishment_mean": judged["punishment_mean"],
             "success": judged["success_share"],
+            "collision": judged["collision_share"],
             "punishment_training": trained[-1]["punishment_total"],
             "episodes": MAZE_EPISODES,
             "curve": [
