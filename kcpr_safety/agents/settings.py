@@ -33,7 +33,7 @@ class Settings:
     m_start: float = 0.1
     """Weight of punishment that learning starts with."""
     m_low: float = 0.005
-    """The controller's floor: a weight that fell to nothing takes too long to come back."""
+    """The controller's floor: low, for where nothing is suffered it alone holds the return down."""
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
     m_rate: float = 7.5e-6

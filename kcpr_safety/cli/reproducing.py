@@ -22,7 +22,7 @@ class Reproduce:
     examples: ClassVar[str] = """
   kcpr-safety reproduce rprl --quick          two grid-worlds, 3 seeds, under three minutes
   kcpr-safety reproduce rprl                  four grid-worlds, 10 seeds, all ablations
-  kcpr-safety reproduce rprl --maze           and 5 seeds on a maze (hours)
+  kcpr-safety reproduce rprl --maze           and 5 seeds on a maze (half an hour)
   kcpr-safety reproduce rprl --json > rprl.json
 """
     what: Annotated[Positional[str], arg(metavar="{rprl}")]
