@@ -159,7 +159,9 @@ def test_the_baselines_have_no_companion_and_weigh_punishment_as_their_names_say
     assert not sac.coupled
     assert not lag.coupled
     assert make(replace(sac, width=16)).weight == 0.0
-    assert make(replace(lag, width=16)).weight == pytest.approx(lag.m_start)
+    weighing = make(replace(lag, width=16))
+    assert weighing.weight == pytest.approx(weighing.controller.m)
+    assert weighing.weight == pytest.approx(lag.m_start, rel=0.1)
     assert make(replace(sac, width=16)).actor.members == 1
 
 
@@ -236,7 +238,7 @@ def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
     first = make()
     for step in range(3):
         first.update(draw_batch(step))
-        first.finished({0: 40.0})
+        first.controller.suffered(0.04)
         first.controller.advance(100)
     second = make(seed=7)
     restore(second, {name: value.clone() for name, value in snapshot(first).items()})
@@ -267,37 +269,68 @@ def test_a_warm_start_acts_like_the_policy_that_it_starts_from() -> None:
         warm_start(make(replace(SMALL, width=8)), policy_tensors(first))
 
 
+def settled(controller: BudgetController, punishment: float) -> None:
+    """Suffer this per step for ten episodes: far beyond the controller's memory."""
+    for _ in range(10 * controller.time_limit):
+        controller.suffered(punishment)
+
+
 def test_the_controller_raises_m_over_budget_and_stops_at_its_bounds() -> None:
     settings = Settings(m_start=0.1, m_low=0.05, m_high=0.8, m_rate=1e-3, m_gain=0.3)
-    controller = BudgetController(settings, budget=25.0)
+    controller = BudgetController(settings, budget=25.0, time_limit=100)
     assert controller.m == pytest.approx(0.1)
-    controller.finished([20.0 * math.e] * 20)  # one e-fold over the aim, 0.8 * 25
+    settled(controller, 0.2 * math.e)  # one e-fold over the aim, 0.8 * 25 in 100 steps
     assert controller.error == pytest.approx(1.0)
     assert controller.m == pytest.approx(0.1 * math.exp(0.3))
     controller.advance(1000)
     assert controller.m == pytest.approx(0.1 * math.exp(1.3))
     controller.advance(10**6)
     assert controller.m == pytest.approx(0.8)
-    controller.finished([0.0] * 20)
+    settled(controller, 0.0)
     assert controller.error == pytest.approx(-1.0)
     controller.advance(1000)  # no wind-up: it leaves the bound at once
     assert controller.m == pytest.approx(0.8 * math.exp(-1.3))
-    controller.finished([1e6] * 20)
+    settled(controller, 1e6)
     assert controller.error == pytest.approx(2.0)
 
 
+def test_at_gain_one_the_weight_is_proportional_to_what_is_suffered() -> None:
+    settings = Settings(m_gain=1.0)
+    weights = []
+    for punishment in (0.03, 0.06):
+        controller = BudgetController(settings, budget=25.0, time_limit=1000)
+        settled(controller, punishment)
+        assert controller.pace == pytest.approx(1000 * punishment, rel=1e-6)
+        weights.append(controller.m)
+    assert weights[1] / weights[0] == pytest.approx(2.0, rel=1e-6)
+
+
+def test_the_pace_follows_within_half_an_episode() -> None:
+    controller = BudgetController(Settings(), budget=25.0, time_limit=1000)
+    for _ in range(500):
+        controller.suffered(0.0)
+    assert controller.pace == pytest.approx(20.0 / math.e, rel=1e-2)
+
+
 def test_any_punishment_breaks_a_budget_of_zero() -> None:
-    controller = BudgetController(Settings(), budget=0.0)
-    controller.finished([0.0])
+    controller = BudgetController(Settings(), budget=0.0, time_limit=10)
+    controller.suffered(0.0)
     assert controller.error == -1.0
-    controller.finished([1.0])
+    controller.suffered(1.0)
     assert controller.error == 2.0
 
 
 def test_only_noiseless_environments_move_the_controller_and_they_act_as_deployed() -> None:
+    def pace(noiseless: float) -> float:
+        learner = make(replace(SMALL, num_envs=4, noiseless=noiseless))
+        learner.controller.time_limit = 2  # a memory of one step
+        batch = draw_batch(1, size=4)._replace(punishment=torch.tensor([7.0, 9.0, 90.0, 94.0]))
+        learner.observe(batch, torch.zeros(4, dtype=torch.bool))
+        return learner.controller.pace
+
+    assert pace(0.5) == 2 * 8.0
+    assert pace(0.0) == 2 * 50.0
     learner = make(replace(SMALL, num_envs=4, noiseless=0.5))
-    learner.finished({1: 7.0, 2: 90.0})
-    assert learner.controller.spent == 7.0
     obs = draw_batch(1, size=4).obs
     first, second = learner.act(obs), learner.act(obs)
     assert torch.equal(first[:2], second[:2])
@@ -305,9 +338,6 @@ def test_only_noiseless_environments_move_the_controller_and_they_act_as_deploye
     learner.deployed.flat.mul_(2.0)
     assert not torch.isclose(learner.act(obs)[:2], first[:2]).any()
     assert not torch.isclose(first[2:], second[2:]).any()
-    everyone = make(replace(SMALL, num_envs=4, noiseless=0.0))
-    everyone.finished({1: 7.0, 2: 93.0})
-    assert everyone.controller.spent == 50.0
 
 
 def test_moments_equal_those_of_all_rows_at_once() -> None:

@@ -3,52 +3,49 @@
 One number m multiplies the punishment module: tau_P = tau_P0 / m, k_P = k_P0 / m, hence
 lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's values moves. With
 
-    error = clip( log( mean punishment of the last 10 episodes / (aim * budget) ), -1, 2 )
+    pace  = running mean of punishment per step * time limit
+    error = clip( log( pace / (aim * budget) ), -1, 2 )
+    m     = exp( integral + gain * error )
 
-m = exp( integral + gain * error ), the integral moves by rate * error per environment step, and
-both stay within [m_low, m_high], where the integral stops (anti-windup). The rate is slow on
-purpose: a policy needs tens of thousands of steps to follow its multiplier, and an integral that
-outruns it oscillates, or ends the task before it was learned. The logarithm makes it quick where
-an episode spends the budget many times over (a runner above its speed limit) and patient where it
-is two or three times (a robot among obstacles). Punishment is the undiscounted sum per episode,
-which is what a budget is.
+the integral moves by rate * error per environment step, and both stay within [m_low, m_high], where
+the integral stops (anti-windup). At gain 1 the weight is proportional to what is suffered: it
+answers within half an episode, before a policy has settled beyond its budget, and lets go as soon
+as less is suffered, so that a policy that has been driven away from everything finds back. The
+integral is slow on purpose: a policy needs tens of thousands of steps to follow its multiplier, and
+an integral that outruns it oscillates, or ends the task before it was learned.
+
+The pace is what a whole episode would suffer: where episodes end early (a fall), that is more than
+was suffered, so that falling is no way to save.
 """
 
 import math
-from collections import deque
-from collections.abc import Sequence
 
 from kcpr_safety.agents.settings import Settings
-
-WINDOW = 10
-"""Episodes that the controller looks back on."""
 
 ERROR_RANGE = (-1.0, 2.0)
 """In e-folds of punishment: a third of the aim, and seven times it."""
 
+MEMORY = 0.5
+"""Time constant of the pace, in episodes."""
+
 
 class BudgetController:
-    """Slow integral plus mild proportional control of m on measured episode punishment."""
+    """Proportional control of m on the pace of punishment, with a slow integral."""
 
-    def __init__(self, settings: Settings, budget: float) -> None:
-        self.settings, self.budget = settings, budget
+    def __init__(self, settings: Settings, budget: float, time_limit: int) -> None:
+        """`budget`: punishment per episode of `time_limit` steps, undiscounted."""
+        self.settings, self.budget, self.time_limit = settings, budget, time_limit
         self.integral = math.log(settings.m_start)
-        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.pace = settings.aim * budget
+        """Punishment that an episode would add up to at the present pace; begins at the aim."""
 
     @property
     def error(self) -> float:
-        """Overspending of recent episodes against the aim, in e-folds, clipped."""
-        if not self.recent:
-            return 0.0
+        """Overspending against the aim, in e-folds, clipped."""
         low, high = ERROR_RANGE
         # A budget of zero is legal: any punishment is then the largest error.
         aim = max(self.settings.aim * self.budget, 1e-6)
-        return min(math.log(max(self.spent / aim, math.exp(low))), high)
-
-    @property
-    def spent(self) -> float:
-        """Mean punishment of recent episodes; NaN before any."""
-        return sum(self.recent) / len(self.recent) if self.recent else math.nan
+        return min(math.log(max(self.pace / aim, math.exp(low))), high)
 
     @property
     def m(self) -> float:
@@ -57,9 +54,10 @@ class BudgetController:
             return self.settings.m_start
         return math.exp(self._bounded(self.integral + self.settings.m_gain * self.error))
 
-    def finished(self, punishments: Sequence[float]) -> None:
-        """Take note of episodes that ended, by their undiscounted punishment."""
-        self.recent.extend(punishments)
+    def suffered(self, punishment: float) -> None:
+        """Take note of one step's punishment, a mean over environments."""
+        share = min(1.0, 1.0 / (MEMORY * self.time_limit))
+        self.pace += share * (punishment * self.time_limit - self.pace)
 
     def advance(self, steps: int) -> None:
         """Let the integral follow the error for `steps` environment steps."""

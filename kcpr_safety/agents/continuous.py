@@ -26,7 +26,6 @@ Source: KCPR in arXiv:2606.28152; this continuous form is the project's own.
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -108,7 +107,7 @@ class Learner:
         ]
         self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
         self.log_tau = math.log(0.1)
-        self.controller = BudgetController(settings, task.budget)
+        self.controller = BudgetController(settings, task.budget, task.time_limit)
         self.obs_moments = Moments(task.obs_size)
         self.return_scale = ReturnScale(num_envs, settings.gamma)
         self.updates = 0
@@ -118,18 +117,15 @@ class Learner:
     # ------------------------------------------------------------------------------ experience
 
     def observe(self, batch: Batch, ended: Bool[Tensor, "envs"]) -> None:
-        """Take note of one step of all environments: normalisers and controller move."""
-        self.obs_moments.add(batch.obs)
-        self.return_scale.add(batch.reward, ended)
-        self.refresh_normaliser()
-
-    def finished(self, punishments: Mapping[int, float]) -> None:
-        """Take note of episodes that ended: their punishment by environment.
+        """Take note of one step of all environments: normalisers and controller move.
 
         The budget is the deployed policy's, so only what that suffered moves the controller.
         """
-        noiseless = self.noiseless_envs or self.settings.num_envs
-        self.controller.finished([spent for env, spent in punishments.items() if env < noiseless])
+        self.obs_moments.add(batch.obs)
+        self.return_scale.add(batch.reward, ended)
+        self.refresh_normaliser()
+        watched = self.noiseless_envs or self.settings.num_envs
+        self.controller.suffered(float(batch.punishment[:watched].mean()))
 
     @property
     def noiseless_envs(self) -> int:
@@ -160,7 +156,7 @@ class Learner:
     def status(self) -> dict[str, float]:
         """Numbers that a row of metrics shows beside those of an update."""
         return {
-            "deployed_punishment": self.controller.spent,
+            "deployed_punishment": self.controller.pace,
             "coupling_m": self.controller.m,
             "lambda": self.weight,
             "entropy_temperature": self.tau,

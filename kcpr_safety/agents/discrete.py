@@ -91,9 +91,6 @@ class DiscreteLearner:
             self.return_scale.add(batch.reward, ended)
             self.refresh_normaliser()
 
-    def finished(self, punishments: Mapping[int, float]) -> None:
-        """Episodes that ended: nothing here follows them."""
-
     def advance(self, steps: int) -> None:
         """Steps that were taken while learning: no controller follows them."""
 

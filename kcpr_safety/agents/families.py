@@ -47,10 +47,6 @@ class AnyLearner(Protocol):
         """Take note of one step of all environments."""
         ...
 
-    def finished(self, punishments: Mapping[int, float]) -> None:
-        """Take note of episodes that ended: environment -> punishment."""
-        ...
-
     def advance(self, steps: int) -> None:
         """Take note of environment steps that were taken while learning."""
         ...

@@ -30,16 +30,17 @@ class Settings:
     controlled: bool = True
     """Whether the budget controller moves m; otherwise it stays where it starts."""
 
-    m_start: float = 0.1
+    m_start: float = 0.05
     """Weight of punishment that learning starts with."""
     m_low: float = 0.005
     """The controller's floor: low, for where nothing is suffered it alone holds the return down."""
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
-    m_rate: float = 7.5e-6
+    m_rate: float = 5e-6
     """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim."""
-    m_gain: float = 0.3
-    """Proportional gain: e-folds of m per e-fold of punishment over the aim."""
+    m_gain: float = 1.0
+    """Proportional gain: e-folds of m per e-fold of punishment over the aim; at 1, as much weight
+    as is suffered."""
     aim: float = 0.8
     """Share of the budget that the controller aims at."""
     noiseless: float = 0.25

@@ -9,12 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kcpr_safety.agents.budget import WINDOW
 from kcpr_safety.agents.continuous import Learner
 from kcpr_safety.errors import TrainingFault
-
-_GROWING = ("recent",)
-"""Parts of the state that have no fixed shape."""
 
 
 def policy_tensors(learner: Learner) -> dict[str, Tensor]:
@@ -58,7 +54,6 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
 
 def snapshot(learner: Learner) -> dict[str, Tensor]:
     """Everything that a resumed run needs; by reference, so copy it before changing it."""
-    recent = list(learner.controller.recent)
     return {
         "parameters": learner.parameters,
         "target": learner.target.flat,
@@ -74,16 +69,20 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
         "return_squares": learner.return_scale.moments.squares,
         "return_running": learner.return_scale.running,
         "scalars": torch.tensor(
-            [learner.log_tau, learner.controller.integral, float(learner.updates)],
+            [
+                learner.log_tau,
+                learner.controller.integral,
+                learner.controller.pace,
+                float(learner.updates),
+            ],
             dtype=torch.float64,
         ),
-        "recent": torch.tensor(recent, dtype=torch.float64),
     }
 
 
 def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `snapshot`; the shapes are checked, nothing is half loaded before that."""
-    own = {key: value for key, value in snapshot(learner).items() if key not in _GROWING}
+    own = snapshot(learner)
     for key, value in own.items():
         given = tensors.get(key)
         if given is None or given.shape != value.shape or given.dtype != value.dtype:
@@ -97,8 +96,7 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     learner.return_scale.refresh()
     learner.return_scale.running = tensors["return_running"].clone()
     learner.generator.set_state(tensors["generator"])
-    learner.log_tau, learner.controller.integral, updates = tensors["scalars"].tolist()
+    controller = learner.controller
+    learner.log_tau, controller.integral, controller.pace, updates = tensors["scalars"].tolist()
     learner.updates = int(updates)
-    learner.controller.recent.clear()
-    learner.controller.recent.extend(tensors["recent"].tolist()[-WINDOW:])
     learner.refresh_normaliser()

@@ -307,8 +307,6 @@ class Training:
         if ended.any():
             finished = self._sums[:, ended]
             self.recent.extend((float(r), float(p)) for r, p in finished.T)
-            which = np.flatnonzero(ended).tolist()
-            self.learner.finished(dict(zip(which, finished[1].tolist(), strict=True)))
             self._sums[:, ended] = 0.0
         return _tensor(next_obs)
 
