@@ -122,8 +122,8 @@ def train(
     TensorBoard. What is left None has the task's default. An existing run is never overwritten.
     Ctrl-C saves everything and raises a `KcprError` that says how to go on.
     """
-    from kcpr_safety.training.loop import train_run
     from kcpr_safety.training.options import TrainOptions
+    from kcpr_safety.training.runs import train_run
 
     options = TrainOptions(
         task=task,
@@ -143,7 +143,7 @@ def train(
 
 def resume(run: StrPath, *, progress: bool = False, tensorboard: bool = False) -> Result:
     """Continue an interrupted training run from its last checkpoint."""
-    from kcpr_safety.training.loop import resume_run
+    from kcpr_safety.training.runs import resume_run
 
     return Result.from_record(resume_run(Path(run), _sinks(progress, tensorboard)).record())
 

@@ -33,7 +33,7 @@ import torch
 
 from kcpr_safety import envs
 from kcpr_safety.envs.official import OfficialWorld
-from kcpr_safety.training import loop, validation
+from kcpr_safety.training import loop, runs, validation
 from kcpr_safety.training.checkpoints import (
     CONFIG_FILE,
     checkpoint_files,
@@ -82,10 +82,10 @@ def child(name: str, run: Path, steps: int | None, period_s: float) -> None:
             card, num_envs, episode_seeds
         )
     if (run / CONFIG_FILE).exists():
-        loop.resume_run(run)
+        runs.resume_run(run)
     else:
         config = {"threads": 1} | CONFIGS[name] | ({} if steps is None else {"steps": steps})
-        loop.train_run(TrainOptions(out=run, **config))
+        runs.train_run(TrainOptions(out=run, **config))
 
 
 class Process:

@@ -10,11 +10,13 @@ run, versions and machine. Judging a run again replaces the row of its agent, se
 import json
 import sys
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kcpr_safety.agents.families import family_of
 from kcpr_safety.api import STABLE_KEYS, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +37,7 @@ def judge(run: Path) -> dict[str, Any]:
         "punishment_training": [r for r in rows if r["kind"] == "train"][-1]["punishment_total"],
         "train_wall_s": rows[-1]["wall_s"],
         "punishment_worst": max(record["punishments"]),
-        "command": f"kcpr-safety train {record['task']} --agent {record['agent']} "
-        f"--steps {record['steps']} --seed {record['seed']}",
+        "command": command(config),
         "settings": config["settings"],
         "versions": config["versions"],
         "machine": config["machine"],
@@ -48,6 +49,22 @@ def judge(run: Path) -> dict[str, Any]:
     RESULTS.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept), encoding="utf-8")
     return row
+
+
+def command(config: dict[str, Any]) -> str:
+    """What to type for the same run: every setting that is not the agent's default is told."""
+    usual = asdict(family_of(config["agent"]).settings(config["agent"], {}))
+    told = [
+        f"--set {name}={value}"
+        for name, value in config["settings"].items()
+        if value != usual.get(name)
+    ]
+    words = [
+        f"kcpr-safety train {config['task']} --agent {config['agent']} --steps {config['steps']} "
+        f"--seed {config['seed']} --budget {config['budget']:g} --threads {config['threads']}",
+        *told,
+    ]
+    return " ".join(words)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ class Notes:
 
 
 def train(run: Path, task: str, minutes: float, period_s: float) -> None:
-    from kcpr_safety.training import loop
+    from kcpr_safety.training import loop, runs
     from kcpr_safety.training.options import TrainOptions
     from kcpr_safety.training.stopping import Interrupted
 
@@ -97,10 +97,10 @@ def train(run: Path, task: str, minutes: float, period_s: float) -> None:
     notes = Notes(run, minutes)
     try:
         if (run / "config.json").exists():
-            loop.resume_run(run, [notes])
+            runs.resume_run(run, [notes])
         else:
             options = TrainOptions(task=task, out=run, steps=FOREVER, overrides=SMALL)
-            loop.train_run(options, [notes])
+            runs.train_run(options, [notes])
     except Interrupted as stopped:
         print(stopped)
 

@@ -54,7 +54,7 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
     actor = split(flat[:cut], members, learner.actor.sizes)
     critic = split(flat[cut:], 6, learner.critic.sizes)
     target = split(learner.target.flat.double(), 6, learner.critic.sizes)
-    obs, next_obs = (learner._normalise(x).double() for x in (batch.obs, batch.next_obs))
+    obs, next_obs = (learner.normaliser(x).double() for x in (batch.obs, batch.next_obs))
     b = settings.softening
     agreement = gaussian.agreement_kl(task.action_size, b)
     k_reward, k_companion = settings.coupling, settings.companion_coupling / m
@@ -85,7 +85,7 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
                 kl(companion, reward_policy) - agreement
             )
         discount = settings.gamma * batch.continues.double()
-        reward = batch.reward.double() * learner.return_scale.scale
+        reward = batch.reward.double() * learner.normaliser.reward_scale
         punishment = batch.punishment.double() * learner.punishment_scale
         deployed = torch.tanh(reward_policy[0])
         y_reward = bellman.reward_target(

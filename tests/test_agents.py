@@ -50,7 +50,7 @@ def member(learner: Learner, module: int) -> torch.Tensor:
 
 
 def heads(learner: Learner, obs: torch.Tensor) -> Heads:
-    return learner._heads(learner.actor(learner._rows(learner._normalise(obs), learner.actor)))
+    return learner._heads(learner.actor(learner._rows(learner.normaliser(obs), learner.actor)))
 
 
 def targets(learner: Learner, batch: Batch, noise_seed: int = 5) -> torch.Tensor:
@@ -60,7 +60,7 @@ def targets(learner: Learner, batch: Batch, noise_seed: int = 5) -> torch.Tensor
     drawn = there.mean + there.std * noise
     log_prob = gaussian.tanh_log_prob(drawn, there.log_std, noise)
     return learner._targets(
-        batch, learner._normalise(batch.next_obs), torch.tanh(drawn), log_prob, there
+        batch, learner.normaliser(batch.next_obs), torch.tanh(drawn), log_prob, there
     )
 
 
@@ -120,7 +120,7 @@ def test_a_terminated_step_has_no_future_and_a_truncated_one_has() -> None:
     learner = make()
     ended = targets(learner, draw_batch(1, continues=0.0))
     batch = draw_batch(1)
-    scale = learner.return_scale.scale
+    scale = learner.normaliser.reward_scale
     torch.testing.assert_close(ended[REWARD], (batch.reward * scale).expand(2, -1))
     torch.testing.assert_close(
         ended[EVALUATION], (batch.punishment * learner.punishment_scale).expand(2, -1)

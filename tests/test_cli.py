@@ -11,8 +11,10 @@ from fakes import fake_policy, fake_run
 
 from kcpr_safety.cli import main
 from kcpr_safety.cli.commands import COMMANDS
+from kcpr_safety.cli.learning import Train
+from kcpr_safety.cli.parsing import parse
 from kcpr_safety.deploy import export_bundle
-from kcpr_safety.errors import EXIT_CODE
+from kcpr_safety.errors import EXIT_CODE, KcprError
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = "SafetyHalfCheetahVelocity-v1"
@@ -74,6 +76,24 @@ def test_unknown_option_before_any_command(capfd: pytest.CaptureFixture[str]) ->
 )
 def test_wrong_words(capfd: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
     assert sentence in fault(capfd, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["--steps", "1e6"], 1_000_000),
+        (["--steps=2.5E5"], 250_000),
+        (["--steps", "300_000"], 300_000),
+    ],
+)
+def test_a_million_may_be_written_as_people_write_it(words: list[str], steps: int) -> None:
+    assert parse(Train, "train", "", [TASK, *words]).steps == steps
+
+
+@pytest.mark.parametrize("words", [["--steps", "1.5e0"], ["--steps", "1e-3"], ["--seed=1e"]])
+def test_a_fraction_is_no_count(words: list[str]) -> None:
+    with pytest.raises(KcprError, match="takes INT"):
+        parse(Train, "train", "", [TASK, *words])
 
 
 @pytest.mark.parametrize("command", ["train", "bench sim"])

@@ -63,7 +63,7 @@ def plain_loss(learner: DiscreteLearner, batch: Batch) -> torch.Tensor:
         return x
 
     frozen = [part for layer in learner.target.layers() for part in layer]
-    x, next_x = learner._normalise(batch.obs), learner._normalise(batch.next_obs)
+    x, next_x = learner.normaliser(batch.obs), learner.normaliser(batch.next_obs)
     with torch.no_grad():
         values = coupled_values(forward(0, next_x, frozen), forward(1, next_x, frozen), *h)
     punishment = batch.punishment * learner.punishment_scale
@@ -129,7 +129,7 @@ def test_the_deployed_choice_weighs_both_values_by_lambda() -> None:
     settings = replace(SMALL, reward_temperature=0.2, punishment_temperature=0.1, softening=0.5)
     learner = make(settings)
     assert settings.logit_weights == pytest.approx((5.0, 0.5 * 10.0))
-    x = learner._normalise(draw_batch(1).obs)[None]
+    x = learner.normaliser(draw_batch(1).obs)[None]
     reward, punishment = (part[0] for part in learner._both(learner.q, x))
     expected = (5.0 * reward + 5.0 * punishment).argmax(-1)
     assert learner.act_greedily(draw_batch(1).obs)[:, 0].long().tolist() == expected.tolist()

@@ -10,7 +10,7 @@ from kcpr_safety import api
 from kcpr_safety.cli import main
 from kcpr_safety.errors import EXIT_CODE, SettingsError
 from kcpr_safety.policy_file import read_policy
-from kcpr_safety.training import loop
+from kcpr_safety.training import loop, runs
 from kcpr_safety.training.options import TrainOptions
 
 TASK = "GridCorridor-v0"
@@ -31,7 +31,7 @@ def options(folder: Path, agent: str, **changed: object) -> TrainOptions:
 
 @pytest.mark.parametrize("agent", ["dqn", "softdmp", "kldmp-split"])
 def test_a_run_goes_from_nothing_to_a_bundle(tmp_path: Path, agent: str) -> None:
-    loop.train_run(options(tmp_path / "run", agent))
+    runs.train_run(options(tmp_path / "run", agent))
     policy = read_policy(tmp_path / "run")
     assert len(policy.contract.commands) == 4
     judged = api.evaluate(tmp_path / "run", episodes=3)
@@ -53,7 +53,7 @@ def test_a_killed_run_ends_like_one_that_was_not(
     monkeypatch.setattr(
         loop.Training, "run", lambda self, sinks: ended.append(self) or run(self, sinks)
     )
-    loop.train_run(options(tmp_path / "whole", agent))
+    runs.train_run(options(tmp_path / "whole", agent))
     store = loop.Training._store
 
     def stop_half_way(self: loop.Training, *given: object) -> object:
@@ -66,8 +66,8 @@ def test_a_killed_run_ends_like_one_that_was_not(
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_store", stop_half_way)
         with pytest.raises(KeyboardInterrupt):
-            loop.train_run(options(tmp_path / "run", agent))
-    loop.resume_run(tmp_path / "run")
+            runs.train_run(options(tmp_path / "run", agent))
+    runs.resume_run(tmp_path / "run")
     whole, resumed = ended[0], ended[-1]
     assert resumed.steps == whole.steps
     for name, tensor in whole.family.snapshot(whole.learner).items():
@@ -76,17 +76,17 @@ def test_a_killed_run_ends_like_one_that_was_not(
 
 
 def test_weights_can_be_started_from(tmp_path: Path) -> None:
-    loop.train_run(options(tmp_path / "first", "kldmp"))
+    runs.train_run(options(tmp_path / "first", "kldmp"))
     again = options(tmp_path / "second", "dqn", init=tmp_path / "first", steps=400)
-    assert loop.train_run(again).record()["steps"] == 400
+    assert runs.train_run(again).record()["steps"] == 400
 
 
 def test_an_agent_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"asks for a choice among 4 commands, which kcpr does"):
-        loop.train_run(options(tmp_path / "run", "kcpr", overrides={}))
+        runs.train_run(options(tmp_path / "run", "kcpr", overrides={}))
     other = options(tmp_path / "run", "kldmp", task="SafetyHalfCheetahVelocity-v1")
     with pytest.raises(SettingsError, match=r"continuous actions.*kcpr, sac, sac-lag"):
-        loop.train_run(other)
+        runs.train_run(other)
     assert not (tmp_path / "run").exists()
 
 
@@ -105,7 +105,7 @@ def test_bad_numbers_are_one_sentence_on_the_command_line(
 
 
 def test_the_metrics_are_those_of_a_run(tmp_path: Path) -> None:
-    loop.train_run(options(tmp_path / "run", "kldmp", steps=2_400))
+    runs.train_run(options(tmp_path / "run", "kldmp", steps=2_400))
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     trained = [row for row in rows if row["kind"] == "train"][-1]

@@ -18,8 +18,8 @@ from kcpr_safety.tensor_file import unpack
 from kcpr_safety.training import guards, loop, validation
 from kcpr_safety.training.checkpoints import read_counters
 from kcpr_safety.training.guards import HEALTHY, PINNED_STEPS, Broken, Guard, most_value
-from kcpr_safety.training.loop import resume_run, train_run
 from kcpr_safety.training.options import TrainOptions
+from kcpr_safety.training.runs import resume_run, train_run
 from kcpr_safety.training.sinks import Live, read_rows
 from kcpr_safety.transition import Batch
 

@@ -22,8 +22,8 @@ from kcpr_safety.policy_file import RUN_FILE
 from kcpr_safety.training import checkpoints, loop, validation
 from kcpr_safety.training.checkpoints import checkpoint_files, read_counters
 from kcpr_safety.training.lock import locked
-from kcpr_safety.training.loop import resume_run, train_run
 from kcpr_safety.training.options import TrainOptions
+from kcpr_safety.training.runs import resume_run, train_run
 from kcpr_safety.training.sinks import read_rows
 from kcpr_safety.training.stopping import Interrupted
 

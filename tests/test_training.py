@@ -21,10 +21,10 @@ from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import FileFault, KcprError, NonFiniteError, SettingsError, TrainingFault
 from kcpr_safety.policy_file import RUN_FILE, read_policy
 from kcpr_safety.seeds import consecutive_seeds
-from kcpr_safety.training import checkpoints, loop
+from kcpr_safety.training import checkpoints, loop, runs
 from kcpr_safety.training.evaluation import Critic, evaluate_policy, rollout
-from kcpr_safety.training.loop import resume_run, train_run
 from kcpr_safety.training.options import TrainOptions
+from kcpr_safety.training.runs import resume_run, train_run
 from kcpr_safety.training.sinks import read_rows
 from kcpr_safety.training.stopping import Interrupted
 
@@ -101,9 +101,9 @@ def test_the_learners_threads(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", told)
-    assert loop.learner_threads(asked) == threads
+    assert runs.learner_threads(asked) == threads
     with pytest.raises(SettingsError, match="this machine has 1 to 4 to give"):
-        loop.learner_threads(5)
+        runs.learner_threads(5)
 
 
 def test_it_does_not_matter_whether_the_world_steps_beside_the_learner(

@@ -33,11 +33,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kcpr_safety.agents.budget import BudgetController
-from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.normaliser import Normaliser
 from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.settings import Settings
 from kcpr_safety.agents.task import Task
-from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
+from kcpr_safety.controller import LOG_STD_RANGE
 from kcpr_safety.networks import Stack, parameter_count
 from kcpr_safety.ops import bellman, gaussian, gradients, losses
 from kcpr_safety.ops.gradients import Companion
@@ -47,9 +47,6 @@ from kcpr_safety.transition import Batch
 CRITICS = 6
 REWARD, PUNISHMENT, EVALUATION = slice(0, 2), slice(2, 4), slice(4, 6)
 """Members of the critic stack: twins per value."""
-
-_OBS_DEVIATION_FLOOR = 1e-2
-"""An entry that hardly varies is not blown up by more than the inverse of this."""
 
 
 class Heads(NamedTuple):
@@ -108,11 +105,9 @@ class Learner:
         self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
         self.log_tau = math.log(0.1)
         self.controller = BudgetController(settings, task.budget, task.time_limit)
-        self.obs_moments = Moments(task.obs_size)
-        self.return_scale = ReturnScale(num_envs, settings.gamma)
+        self.normaliser = Normaliser(task.obs_size, num_envs, settings.gamma, device=self.device)
         self.updates = 0
         self._inputs: dict[tuple[int, int], Tensor] = {}
-        self.refresh_normaliser()
 
     # ------------------------------------------------------------------------------ experience
 
@@ -121,9 +116,7 @@ class Learner:
 
         The budget is the deployed policy's, so only what that suffered moves the controller.
         """
-        self.obs_moments.add(batch.obs)
-        self.return_scale.add(batch.reward, ended)
-        self.refresh_normaliser()
+        self.normaliser.add(batch.obs, batch.reward, ended)
         watched = self.noiseless_envs or self.settings.num_envs
         self.controller.suffered(float(batch.punishment[:watched].mean()))
 
@@ -160,13 +153,13 @@ class Learner:
             "coupling_m": self.controller.m,
             "lambda": self.weight,
             "entropy_temperature": self.tau,
-            "reward_scale": self.return_scale.scale,
+            "reward_scale": self.normaliser.reward_scale,
             "updates": self.updates,
         }
 
     def act(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs action"]:
         """Actions in [-1, 1] of the reward module: exploring ones after the noiseless rows."""
-        x = self._normalise(obs.to(self.device))
+        x = self.normaliser(obs.to(self.device))
         heads = self._heads(self.actor(self._rows(x, self.actor)))
         noise = self._noise(*heads.mean.shape[1:])
         drawn = gaussian.sample(heads.mean[0], heads.log_std[0], noise)
@@ -179,7 +172,7 @@ class Learner:
         self, obs: Float[Tensor, "batch obs"], action: Float[Tensor, "batch action"]
     ) -> Float[Tensor, "batch"]:
         """Q_C: predicted discounted punishment of the deployed policy, mean of the twins."""
-        x = self._normalise(obs.to(self.device))
+        x = self.normaliser(obs.to(self.device))
         inputs = torch.cat([x, action.to(self.device)], dim=-1)
         q = self.critic(self._rows(inputs, self.critic))[..., 0]
         return q[EVALUATION].mean(0).cpu() / self.punishment_scale
@@ -193,7 +186,7 @@ class Learner:
         Returns metrics, not yet read out; none unless `measure`, for they cost a few percent.
         """
         count = batch.obs.shape[0]
-        both = self._normalise(torch.cat([batch.obs, batch.next_obs]))
+        both = self.normaliser(torch.cat([batch.obs, batch.next_obs]))
         obs, next_obs = both[:count], both[count:]
         noise = self._noise(self.actor.members, 2 * count, self.task.action_size)
         out, trace = self.actor.forward(self._rows(both, self.actor))
@@ -248,7 +241,7 @@ class Learner:
         actions = torch.stack([action[0], action[-1], torch.tanh(heads.mean[0])])
         next_q = self.target(self._twice(next_obs, actions))[..., 0]
         discount = settings.gamma * batch.continues
-        reward = batch.reward * self.return_scale.scale
+        reward = batch.reward * self.normaliser.reward_scale
         punishment = batch.punishment * self.punishment_scale
         charge = self.tau * log_prob[0]
         companion_charge = torch.zeros_like(charge)
@@ -385,18 +378,6 @@ class Learner:
     def punishment_scale(self) -> float:
         """Makes the value of spending the budget evenly over an episode equal to 1."""
         return self.task.time_limit * (1.0 - self.settings.gamma) / max(self.task.budget, 1.0)
-
-    def _normalise(self, obs: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
-        centred = (obs - self.obs_mean).mul_(self.obs_scale)
-        return centred.clamp_(-MAX_NORMALISED, MAX_NORMALISED)
-
-    def refresh_normaliser(self) -> None:
-        """Take over what the moments say by now."""
-        seen = float(self.obs_moments.count) > 0
-        deviation = self.obs_moments.deviation.clamp_min(_OBS_DEVIATION_FLOOR)
-        scale = (1.0 / deviation).float() if seen else torch.ones(self.task.obs_size)
-        self.obs_mean = self.obs_moments.mean.float().to(self.device)
-        self.obs_scale = scale.to(self.device)
 
 
 def _rows(heads: Heads, start: int, stop: int | None = None) -> Heads:

@@ -25,10 +25,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kcpr_safety.agents.discrete_settings import DiscreteSettings
-from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.normaliser import Normaliser
 from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.task import Task
-from kcpr_safety.controller import MAX_NORMALISED
 from kcpr_safety.networks import Stack, parameter_count
 from kcpr_safety.ops.coupling import (
     Logits,
@@ -45,8 +44,6 @@ from kcpr_safety.transition import Batch
 
 MODULES = 2
 """Reward module, then punishment module, whose values are those of minus punishment."""
-
-_OBS_DEVIATION_FLOOR = 1e-2
 
 
 class DiscreteLearner:
@@ -73,23 +70,24 @@ class DiscreteLearner:
         self.target = self.q.twin()
         self.gradient = torch.zeros_like(flat)
         self.adam = (torch.zeros_like(flat), torch.zeros_like(flat))
-        self.obs_moments = Moments(task.obs_size)
-        self.return_scale = ReturnScale(num_envs * replicas, settings.gamma)
+        self.normaliser = Normaliser(
+            task.obs_size,
+            num_envs * replicas,
+            settings.gamma,
+            device=self.device,
+            active=settings.normalise,
+        )
         self.updates = 0
         self.progress = 0.0
         self.steps = 0
         """Environment steps seen by each replica."""
-        self.refresh_normaliser()
 
     # ------------------------------------------------------------------------------ experience
 
     def observe(self, batch: Batch, ended: Bool[Tensor, "envs"]) -> None:
         """Take note of one step of all environments."""
         self.steps += batch.obs.shape[0] // self.replicas
-        if self.settings.normalise:
-            self.obs_moments.add(batch.obs)
-            self.return_scale.add(batch.reward, ended)
-            self.refresh_normaliser()
+        self.normaliser.add(batch.obs, batch.reward, ended)
 
     def advance(self, steps: int) -> None:
         """Steps that were taken while learning: no controller follows them."""
@@ -107,14 +105,14 @@ class DiscreteLearner:
     @torch.no_grad()
     def act_greedily(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs 1"]:
         """The deployed choice: no noise, networks themselves."""
-        reward, punishment = self._both(self.q, self._by_replica(self._normalise(obs)))
+        reward, punishment = self._both(self.q, self._by_replica(self.normaliser(obs)))
         weights = self.settings.logit_weights
         preferred = (weights[0] * reward + weights[1] * punishment).argmax(-1)
         return preferred.reshape(-1, 1).to(torch.float32).cpu()
 
     def policies(self, obs: Float[Tensor, "rows obs"]) -> tuple[Logits, Logits]:
         """(log pi_R, log pi_P) of the networks, each with its companion's prior."""
-        x = self._by_replica(self._normalise(obs.to(self.device)))
+        x = self._by_replica(self.normaliser(obs.to(self.device)))
         reward, punishment = self._both(self.q, x)
         reward_h, punishment_h, softening = self.settings.numbers
         reward_companion, punishment_companion = self._companions(*self._both(self.target, x))
@@ -156,7 +154,7 @@ class DiscreteLearner:
 
         Routed replay hands 2 B for each: the reward module's, then the punishment module's.
         """
-        x, next_x = (self._by_replica(self._normalise(obs)) for obs in (batch.obs, batch.next_obs))
+        x, next_x = (self._by_replica(self.normaliser(obs)) for obs in (batch.obs, batch.next_obs))
         action = self._by_replica(batch.action.long())
         targets = self._targets(batch, next_x)
         if self.settings.replay == "routed":
@@ -190,7 +188,7 @@ class DiscreteLearner:
         shape = next_x.shape[:2]
         discount = self.settings.gamma * batch.continues.view(shape)
         punishment = batch.punishment.view(shape) * self.punishment_scale
-        reward = batch.reward.view(shape) * self.reward_scale
+        reward = batch.reward.view(shape) * self.normaliser.reward_scale
         reward = reward - self.settings.scalarised * punishment
         return reward + discount * reward_value, discount * punishment_value - punishment
 
@@ -232,10 +230,6 @@ class DiscreteLearner:
         return 1.0 + (self.settings.exploration - 1.0) * done
 
     @property
-    def reward_scale(self) -> float:
-        return self.return_scale.scale if self.settings.normalise else 1.0
-
-    @property
     def punishment_scale(self) -> float:
         """Makes the value of spending the budget evenly over an episode equal to 1."""
         if not self.settings.normalise:
@@ -249,7 +243,7 @@ class DiscreteLearner:
             "lambda": self.settings.scalarised + weights[1] / max(weights[0], 1e-12),
             "entropy_temperature": self.settings.reward_temperature,
             "exploration": self.exploration,
-            "reward_scale": self.reward_scale,
+            "reward_scale": self.normaliser.reward_scale,
             "updates": self.updates,
         }
 
@@ -260,19 +254,6 @@ class DiscreteLearner:
 
     def _by_replica(self, rows: Tensor) -> Tensor:
         return rows.view(self.replicas, -1, *rows.shape[1:])
-
-    def _normalise(self, obs: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
-        if not self.settings.normalise:
-            return obs
-        return ((obs - self.obs_mean) * self.obs_scale).clamp_(-MAX_NORMALISED, MAX_NORMALISED)
-
-    def refresh_normaliser(self) -> None:
-        """Take over what the moments say by now."""
-        seen = float(self.obs_moments.count) > 0
-        deviation = self.obs_moments.deviation.clamp_min(_OBS_DEVIATION_FLOOR)
-        scale = (1.0 / deviation).float() if seen else torch.ones(self.task.obs_size)
-        self.obs_mean = self.obs_moments.mean.float().to(self.device)
-        self.obs_scale = scale.to(self.device)
 
     def parameters_of(self, stack: Stack) -> Mapping[str, Tensor]:
         """Weights and biases by the names of a policy file."""

@@ -14,9 +14,10 @@ Values and temperatures live in the same normalised units as those of the contin
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kcpr_safety.agents.settings import check_ranges, typed
 from kcpr_safety.errors import SettingsError, UnknownNameError
 
 REPLAYS = ("shared", "routed", "split")
@@ -74,10 +75,7 @@ class DiscreteSettings:
     """Transitions that the replay remembers."""
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise SettingsError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")
+        check_ranges(self, _RANGES)
         if self.softening == 1.0:
             raise SettingsError("softening is 1.0; it must lie in [0, 1)")
         for name, choices in (
@@ -146,24 +144,13 @@ def discrete_settings(agent: str, overrides: Mapping[str, Any]) -> DiscreteSetti
     """The settings of a named agent after a task card's or a caller's overrides."""
     if agent not in DISCRETE_AGENTS:
         raise UnknownNameError("agent", agent, DISCRETE_AGENTS)
-    return replace(DiscreteSettings(), **{**DISCRETE_AGENTS[agent], **_checked(overrides)})
+    return replace(
+        DiscreteSettings(), **{**DISCRETE_AGENTS[agent], **typed(DiscreteSettings, overrides)}
+    )
 
 
 def discrete_settings_from(record: Any) -> DiscreteSettings:
     """The settings in a file's record; whatever does not fit raises `SettingsError`."""
     if not isinstance(record, Mapping):
         raise SettingsError("settings are names with numbers")
-    return replace(DiscreteSettings(), **_checked(record))
-
-
-def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same, if every name is known and every value of its setting's type."""
-    known = {field.name: field.type for field in fields(DiscreteSettings)}
-    for name, value in overrides.items():
-        if name not in known:
-            raise UnknownNameError("setting", name, known)
-        kind: Any = known[name]
-        takes: Any = (int, float) if kind is float else kind
-        if not isinstance(value, takes) or (kind is not bool and isinstance(value, bool)):
-            raise SettingsError(f"{name} is {value!r}; it must be a {kind.__name__}")
-    return overrides
+    return replace(DiscreteSettings(), **typed(DiscreteSettings, record))

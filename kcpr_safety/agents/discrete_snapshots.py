@@ -12,8 +12,8 @@ from kcpr_safety.errors import TrainingFault
 def policy_tensors(learner: DiscreteLearner) -> dict[str, Tensor]:
     """Copies of everything that a policy file holds (`policy_file`)."""
     tensors = {
-        "obs_mean": learner.obs_mean,
-        "obs_scale": learner.obs_scale,
+        "obs_mean": learner.normaliser.obs_mean,
+        "obs_scale": learner.normaliser.obs_scale,
         "logit_weights": torch.tensor(learner.settings.logit_weights),
         **learner.parameters_of(learner.q),
     }
@@ -32,30 +32,18 @@ def warm_start(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
             )
         own.copy_(given)
     learner.target.flat.copy_(learner.q.flat)
-    # As if it had been seen in this many rows: new data soon outweighs it.
-    count = float(learner.settings.random_steps)
-    learner.obs_moments.count.fill_(count)
-    learner.obs_moments.mean.copy_(tensors["obs_mean"])
-    learner.obs_moments.squares.copy_(count * tensors["obs_scale"].double().pow(-2))
-    learner.refresh_normaliser()
+    learner.normaliser.begin(tensors, float(learner.settings.random_steps))
 
 
 def snapshot(learner: DiscreteLearner) -> dict[str, Tensor]:
     """Everything that a resumed run needs; by reference, so copy it before changing it."""
-    moments = learner.return_scale.moments
     return {
         "q": learner.q.flat,
         "target": learner.target.flat,
         "adam_first": learner.adam[0],
         "adam_second": learner.adam[1],
         "generator": learner.generator.get_state(),
-        "obs_count": learner.obs_moments.count,
-        "obs_mean": learner.obs_moments.mean,
-        "obs_squares": learner.obs_moments.squares,
-        "return_count": moments.count,
-        "return_mean": moments.mean,
-        "return_squares": moments.squares,
-        "return_running": learner.return_scale.running,
+        **learner.normaliser.snapshot(),
         "scalars": torch.tensor([learner.updates, learner.steps], dtype=torch.float64),
     }
 
@@ -69,12 +57,6 @@ def restore(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
             raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
     for key in ("q", "target", "adam_first", "adam_second"):
         own[key].copy_(tensors[key])
-    for prefix, moments in (("obs", learner.obs_moments), ("return", learner.return_scale.moments)):
-        moments.count = tensors[f"{prefix}_count"].clone()
-        moments.mean = tensors[f"{prefix}_mean"].clone()
-        moments.squares = tensors[f"{prefix}_squares"].clone()
-    learner.return_scale.refresh()
-    learner.return_scale.running = tensors["return_running"].clone()
+    learner.normaliser.restore(tensors)
     learner.generator.set_state(tensors["generator"])
     learner.updates, learner.steps = (int(value) for value in tensors["scalars"].tolist())
-    learner.refresh_normaliser()

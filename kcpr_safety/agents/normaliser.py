@@ -1,8 +1,15 @@
 """How are observations and rewards brought to unit scale while the data still grows?"""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from kcpr_safety.controller import MAX_NORMALISED
+
+OBS_DEVIATION_FLOOR = 1e-2
+"""An entry that hardly varies is not blown up by more than the inverse of this."""
 
 
 class Moments:
@@ -54,3 +61,87 @@ class ReturnScale:
         """Take over what the moments say by now."""
         self.scale = 1.0 / max(float(self.moments.deviation), self.floor)
         """What to multiply rewards by."""
+
+
+class Normaliser:
+    """What a learner sees of observations and rewards: both at unit scale, by all that was met.
+
+    One that is not `active` leaves everything as it is.
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        num_envs: int,
+        gamma: float,
+        *,
+        device: torch.device | str = "cpu",
+        active: bool = True,
+    ) -> None:
+        self.device, self.active = device, active
+        self.obs_moments = Moments(obs_size)
+        self.return_scale = ReturnScale(num_envs, gamma)
+        self.refresh()
+
+    def add(
+        self,
+        obs: Float[Tensor, "envs obs"],
+        reward: Float[Tensor, "envs"],
+        ended: Bool[Tensor, "envs"],
+    ) -> None:
+        """Merge in one step of all environments."""
+        if not self.active:
+            return
+        self.obs_moments.add(obs)
+        self.return_scale.add(reward, ended)
+        self.refresh()
+
+    def __call__(self, obs: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
+        """Observations on the learner's device, centred, scaled and clipped."""
+        if not self.active:
+            return obs
+        centred = (obs - self.obs_mean).mul_(self.obs_scale)
+        return centred.clamp_(-MAX_NORMALISED, MAX_NORMALISED)
+
+    @property
+    def reward_scale(self) -> float:
+        """What to multiply rewards by."""
+        return self.return_scale.scale if self.active else 1.0
+
+    def refresh(self) -> None:
+        """Take over what the moments say by now."""
+        seen = float(self.obs_moments.count) > 0
+        deviation = self.obs_moments.deviation.clamp_min(OBS_DEVIATION_FLOOR)
+        scale = (1.0 / deviation).float() if seen else torch.ones(len(deviation))
+        self.obs_mean = self.obs_moments.mean.float().to(self.device)
+        self.obs_scale = scale.to(self.device)
+
+    def begin(self, tensors: Mapping[str, Tensor], rows: float) -> None:
+        """A policy file's normaliser, as if seen in this many rows: new data soon outweighs it."""
+        self.obs_moments.count.fill_(rows)
+        self.obs_moments.mean.copy_(tensors["obs_mean"])
+        self.obs_moments.squares.copy_(rows * tensors["obs_scale"].double().pow(-2))
+        self.refresh()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs; by reference, so copy it before changing it."""
+        moments = self.return_scale.moments
+        return {
+            "obs_count": self.obs_moments.count,
+            "obs_mean": self.obs_moments.mean,
+            "obs_squares": self.obs_moments.squares,
+            "return_count": moments.count,
+            "return_mean": moments.mean,
+            "return_squares": moments.squares,
+            "return_running": self.return_scale.running,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `snapshot`."""
+        for prefix, moments in (("obs", self.obs_moments), ("return", self.return_scale.moments)):
+            moments.count = tensors[f"{prefix}_count"].clone()
+            moments.mean = tensors[f"{prefix}_mean"].clone()
+            moments.squares = tensors[f"{prefix}_squares"].clone()
+        self.return_scale.running = tensors["return_running"].clone()
+        self.return_scale.refresh()
+        self.refresh()

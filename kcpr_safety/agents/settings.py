@@ -79,10 +79,7 @@ class Settings:
     """Transitions that the replay remembers."""
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise SettingsError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")
+        check_ranges(self, _RANGES)
         if self.coupling > 0.0 and self.lagrangian > 0.0:
             raise SettingsError("an agent is either coupled or Lagrangian: set one weight to 0")
         if not self.m_low <= self.m_start <= self.m_high:
@@ -137,27 +134,33 @@ def settings_from(record: Any) -> Settings:
     """The settings in a file's record; whatever does not fit raises `SettingsError`."""
     if not isinstance(record, Mapping):
         raise SettingsError("settings are names with numbers")
-    return replace(Settings(), **_typed(record))
+    return replace(Settings(), **typed(Settings, record))
 
 
 def agent_settings(agent: str, overrides: Mapping[str, Any]) -> Settings:
     """The settings of a named agent after a task card's or a caller's overrides."""
     if agent not in AGENTS:
         raise UnknownNameError("agent", agent, AGENTS)
-    return replace(Settings(), **{**AGENTS[agent], **_typed(overrides)})
+    return replace(Settings(), **{**AGENTS[agent], **typed(Settings, overrides)})
 
 
-def _typed(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Every value as its setting's type."""
-    known = {field.name: field.type for field in fields(Settings)}
+def typed(settings: type[Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value as the type of its field in `settings`; else `SettingsError` names it."""
+    known: dict[str, Any] = {field.name: field.type for field in fields(settings)}
     for name, value in overrides.items():
         if name not in known:
             raise UnknownNameError("setting", name, known)
         kind = known[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = isinstance(value, bool) if kind is bool else number and math.isfinite(value)
-        if not fits or (kind is int and value != int(value)):
-            raise SettingsError(
-                f"{name} is {value!r}; it must be a {getattr(kind, '__name__', kind)}"
-            )
-    return {name: known[name](value) for name, value in overrides.items()}  # type: ignore[operator]
+        counts = number and math.isfinite(value) and (kind is float or value == int(value))
+        if not (counts if kind in (int, float) else isinstance(value, kind)):
+            raise SettingsError(f"{name} is {value!r}; it must be a {kind.__name__}")
+    return {name: known[name](value) for name, value in overrides.items()}
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `SettingsError` for the first number that is not within its range."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise SettingsError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")

@@ -16,8 +16,8 @@ from kcpr_safety.errors import TrainingFault
 def policy_tensors(learner: Learner) -> dict[str, Tensor]:
     """Copies of everything that a policy file holds (`policy_file`)."""
     tensors = {
-        "obs_mean": learner.obs_mean.cpu().clone(),
-        "obs_scale": learner.obs_scale.cpu().clone(),
+        "obs_mean": learner.normaliser.obs_mean.cpu().clone(),
+        "obs_scale": learner.normaliser.obs_scale.cpu().clone(),
     }
     for name, stack in (("actor", learner.deployed), ("critic", learner.critic)):
         for i, (weight, bias) in enumerate(stack.layers()):
@@ -44,12 +44,7 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
                 own.copy_(given[: stack.members])
     learner.target.flat.copy_(learner.critic.flat)
     learner.deployed.flat.copy_(learner.actor.flat)
-    # As if it had been seen in this many rows: new data soon outweighs it.
-    count = float(learner.settings.random_steps)
-    learner.obs_moments.count.fill_(count)
-    learner.obs_moments.mean.copy_(tensors["obs_mean"])
-    learner.obs_moments.squares.copy_(count * tensors["obs_scale"].double().pow(-2))
-    learner.refresh_normaliser()
+    learner.normaliser.begin(tensors, float(learner.settings.random_steps))
 
 
 def snapshot(learner: Learner) -> dict[str, Tensor]:
@@ -61,13 +56,7 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
         "adam_first": learner.adam[0],
         "adam_second": learner.adam[1],
         "generator": learner.generator.get_state(),
-        "obs_count": learner.obs_moments.count,
-        "obs_mean": learner.obs_moments.mean,
-        "obs_squares": learner.obs_moments.squares,
-        "return_count": learner.return_scale.moments.count,
-        "return_mean": learner.return_scale.moments.mean,
-        "return_squares": learner.return_scale.moments.squares,
-        "return_running": learner.return_scale.running,
+        **learner.normaliser.snapshot(),
         "scalars": torch.tensor(
             [
                 learner.log_tau,
@@ -89,14 +78,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
             raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
     for key in ("parameters", "target", "deployed", "adam_first", "adam_second"):
         own[key].copy_(tensors[key])
-    for prefix, moments in (("obs", learner.obs_moments), ("return", learner.return_scale.moments)):
-        moments.count = tensors[f"{prefix}_count"].clone()
-        moments.mean = tensors[f"{prefix}_mean"].clone()
-        moments.squares = tensors[f"{prefix}_squares"].clone()
-    learner.return_scale.refresh()
-    learner.return_scale.running = tensors["return_running"].clone()
+    learner.normaliser.restore(tensors)
     learner.generator.set_state(tensors["generator"])
     controller = learner.controller
     learner.log_tau, controller.integral, controller.pace, updates = tensors["scalars"].tolist()
     learner.updates = int(updates)
-    learner.refresh_normaliser()

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -31,6 +31,7 @@ def parse(command: type[T], name: str, examples: str, args: Sequence[str]) -> T:
     if "-h" in args or "--help" in args:
         _help(command, prog, examples)
     _refuse_unknown_options(command, args)
+    args = _whole_numbers(command, args)
     complaint = io.StringIO()
     try:
         with _columns(_WIDE), contextlib.redirect_stderr(complaint):
@@ -62,6 +63,26 @@ def option_names(command: type[Any]) -> list[str]:
         if tyro.conf.Positional not in getattr(field.type, "__metadata__", ())
     ]
     return [*flags, "--help"]
+
+
+def _whole_numbers(command: type[Any], args: Sequence[str]) -> list[str]:
+    """`args` with 1e6, as people write a million, spelt out where a whole number is asked for."""
+    hints = get_type_hints(command)
+    whole = {
+        f"--{name.replace('_', '-')}"
+        for name, hint in hints.items()
+        if int in (hint, *get_args(hint))
+    }
+    spelt: list[str] = []
+    flag = ""
+    for word in args:
+        name, sign, value = word.rpartition("=")
+        if (name if sign else flag) in whole and re.fullmatch(r"\d+(\.\d+)?[eE]\d", value):
+            number = float(value)
+            word = f"{name}{sign}{int(number)}" if number.is_integer() else word
+        spelt.append(word)
+        flag = word
+    return spelt
 
 
 def _refuse_unknown_options(command: type[Any], args: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from kcpr_safety.studies.checkpoint_cost import checkpoint_figures
 from kcpr_safety.studies.loop_parts import loop_figures
 from kcpr_safety.studies.transitions import random_actions
 from kcpr_safety.training.evaluation import torch_threads
-from kcpr_safety.training.loop import check_device, training_world
+from kcpr_safety.training.runs import check_device, training_world
 
 BENCHES = ("sim", "learner", "loop")
 

@@ -34,7 +34,7 @@ from kcpr_safety.studies.loop_parts import loop_figures
 from kcpr_safety.studies.products import KINDS, Limit, update_products, wait_for_device
 from kcpr_safety.studies.transitions import random_replay
 from kcpr_safety.training.evaluation import torch_threads
-from kcpr_safety.training.loop import check_device, learner_threads
+from kcpr_safety.training.runs import check_device, learner_threads
 
 AGENTS = ("kcpr", "sac-lag")
 LOOP_TASKS = ("SafetyPointGoal1-v0", "SafetyHalfCheetahVelocity-v1")

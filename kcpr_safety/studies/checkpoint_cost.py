@@ -23,7 +23,8 @@ from kcpr_safety.agents import agent_settings
 from kcpr_safety.studies.transitions import random_actions
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config
-from kcpr_safety.training.loop import CHECKPOINT_PERIOD_S, Training, training_world
+from kcpr_safety.training.loop import CHECKPOINT_PERIOD_S, Training
+from kcpr_safety.training.runs import training_world
 
 _SEED = 0
 _MINUTES = 3

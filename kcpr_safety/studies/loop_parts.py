@@ -30,7 +30,8 @@ from kcpr_safety.agents import Learner, agent_settings
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.checkpoints import Config
-from kcpr_safety.training.loop import Training, learner_threads, training_world
+from kcpr_safety.training.loop import Training
+from kcpr_safety.training.runs import learner_threads, training_world
 
 PARTS = ("simulate", "act", "sample", "critics", "actors", "optimiser", "store", "rest")
 _REST = "rest"

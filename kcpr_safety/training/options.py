@@ -22,7 +22,7 @@ class TrainOptions:
     init: Path | None = None
     device: str = "cpu"
     threads: int | None = None
-    """Cores that the learner may use; None: see `loop.learner_threads`."""
+    """Cores that the learner may use; None: see `runs.learner_threads`."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the agent's and the task card's."""
 

@@ -1,0 +1,116 @@
+"""How does a run begin, with what cores and device, and how is it taken up again?"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kcpr_safety import envs
+from kcpr_safety.agents.families import FAMILIES, family_of
+from kcpr_safety.cards import TaskCard
+from kcpr_safety.errors import SettingsError
+from kcpr_safety.policy_file import read_policy
+from kcpr_safety.seeds import training_seeds
+from kcpr_safety.training import checkpoints
+from kcpr_safety.training.checkpoints import Config
+from kcpr_safety.training.lock import locked
+from kcpr_safety.training.loop import Training
+from kcpr_safety.training.options import RunSummary, TrainOptions
+from kcpr_safety.training.sinks import Sink
+
+DEFAULT_STEPS = 300_000
+
+
+def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
+    """Train from the start into a folder that holds no run yet."""
+    check_device(options.device)
+    card = envs.resolve(options.task)
+    if options.budget is not None:
+        if not (math.isfinite(options.budget) and options.budget >= 0):
+            raise SettingsError(f"budget is {options.budget}; it must be a number >= 0")
+        card = replace(card, budget=options.budget)
+    overrides = {name: override.value for name, override in card.overrides.items()}
+    overrides |= dict(options.overrides)
+    if options.num_envs is not None:
+        overrides["num_envs"] = options.num_envs
+    family = family_of(options.agent)
+    settings = family.settings(options.agent, overrides)
+    steps = DEFAULT_STEPS if options.steps is None else options.steps
+    if steps < settings.num_envs:
+        raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
+    init = None if options.init is None else read_policy(options.init)
+    world = training_world(card, settings.num_envs, options.seed)
+    if bool(world.contract.commands) != family.chooses:
+        others = [name for kind in FAMILIES if kind is not family for name in kind.agents]
+        rows = len(world.contract.commands)
+        asks = f"a choice among {rows} commands" if rows else "continuous actions"
+        raise SettingsError(
+            f"{card.task} asks for {asks}, which {options.agent} does not learn; "
+            f"choose an agent that does: {', '.join(others)}"
+        )
+    config = Config(
+        task=card.task,
+        agent=options.agent,
+        seed=options.seed,
+        steps=steps,
+        budget=card.budget,
+        settings=settings,
+        contract=world.contract,
+        device=options.device,
+        threads=learner_threads(options.threads),
+    )
+    with locked(options.out):
+        checkpoints.refuse_existing(options.out)
+        training = Training(options.out, config, world, card)
+        if init is not None:
+            family.warm_start(training.learner, init.tensors)
+        training.claim()
+        return training.run(sinks)
+
+
+def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
+    """Continue a run from its last checkpoint, as if it had never been stopped."""
+    config = checkpoints.read_config(run)
+    check_device(config.device)
+    with locked(run):
+        card = replace(envs.resolve(config.task), budget=config.budget)
+        world = training_world(card, config.settings.num_envs, config.seed)
+        training = Training(run, config, world, card)
+        training.take_up()
+        return training.run(sinks)
+
+
+def training_world(card: TaskCard, num_envs: int, seed: int) -> envs.World:
+    """A world on one thread: the learner takes far longer and needs the other core more."""
+    return envs.make_world(card, num_envs, episode_seeds=training_seeds(seed), threads=1)
+
+
+def learner_threads(asked: int | None) -> int:
+    """Cores that the learner gets: more than two only get in each other's way at these sizes.
+
+    `OMP_NUM_THREADS=1` keeps it on one where nothing else is asked for.
+    """
+    cores = os.cpu_count() or 1
+    if asked is None:
+        told = os.environ.get("OMP_NUM_THREADS", "")
+        return min(2, cores, int(told)) if told.isdigit() and int(told) > 0 else min(2, cores)
+    if not 1 <= asked <= cores:
+        raise SettingsError(f"{asked} threads; this machine has 1 to {cores} to give")
+    return asked
+
+
+def check_device(device: str) -> None:
+    """Raise `SettingsError` unless learning can happen there."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise SettingsError(f"'{device}' is no device to learn on; use cpu, cuda or cuda:0 ...")
+    if kind == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= found:
+            raise SettingsError(
+                f"device '{device}' is not there: torch {torch.__version__} finds {found} CUDA "
+                "devices on this machine; use cpu"
+            )
