@@ -167,7 +167,9 @@ def test_the_kept_policy_is_the_best_feasible_one(tmp_path: Path) -> None:
 
 def test_learning_obeys_the_budget_where_sac_ignores_it(tmp_path: Path) -> None:
     """Reward is speed, every step at positive speed is punished, 5 of 20 are allowed."""
-    settings = FEW | {"learning_rate": 1e-2, "m_start": 2.0, "updates_per_step": 0.1, "gamma": 0.9}
+    # Here is nothing between all and nothing: in full proportion the weight would swing with it.
+    calm = {"m_start": 2.0, "m_gain": 0.3}
+    settings = FEW | calm | {"learning_rate": 1e-2, "updates_per_step": 0.1, "gamma": 0.9}
     results = {}
     for agent in ("kcpr", "sac"):
         train_run(options(tmp_path / agent, steps=5_000, agent=agent, overrides=settings))
