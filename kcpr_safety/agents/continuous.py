@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kcpr_safety.agents.budget import BudgetController
-from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.normaliser import Extremes, Moments, ReturnScale
 from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.settings import Settings
 from kcpr_safety.agents.task import Task
@@ -110,6 +110,7 @@ class Learner:
         self.log_tau = math.log(0.1)
         self.controller = BudgetController(settings, task.budget)
         self.obs_moments = Moments(task.obs_size)
+        self.obs_range = Extremes(task.obs_size)
         self.return_scale = ReturnScale(num_envs, settings.gamma)
         self.updates = 0
         self._inputs: dict[tuple[int, int], Tensor] = {}
@@ -120,6 +121,7 @@ class Learner:
     def observe(self, batch: Batch, ended: Bool[Tensor, "envs"]) -> None:
         """Take note of one step of all environments: normalisers and controller move."""
         self.obs_moments.add(batch.obs)
+        self.obs_range.add(batch.obs)
         self.return_scale.add(batch.reward, ended)
         self.refresh_normaliser()
 

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kcpr_safety.agents.discrete_settings import DiscreteSettings
-from kcpr_safety.agents.normaliser import Moments, ReturnScale
+from kcpr_safety.agents.normaliser import Extremes, Moments, ReturnScale
 from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.task import Task
 from kcpr_safety.controller import MAX_NORMALISED
@@ -74,6 +74,7 @@ class DiscreteLearner:
         self.gradient = torch.zeros_like(flat)
         self.adam = (torch.zeros_like(flat), torch.zeros_like(flat))
         self.obs_moments = Moments(task.obs_size)
+        self.obs_range = Extremes(task.obs_size)
         self.return_scale = ReturnScale(num_envs * replicas, settings.gamma)
         self.updates = 0
         self.progress = 0.0
@@ -86,6 +87,7 @@ class DiscreteLearner:
     def observe(self, batch: Batch, ended: Bool[Tensor, "envs"]) -> None:
         """Take note of one step of all environments."""
         self.steps += batch.obs.shape[0] // self.replicas
+        self.obs_range.add(batch.obs)
         if self.settings.normalise:
             self.obs_moments.add(batch.obs)
             self.return_scale.add(batch.reward, ended)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kcpr_safety.agents.discrete import DiscreteLearner
+from kcpr_safety.agents.snapshots import LATER
 from kcpr_safety.errors import TrainingFault
 
 
@@ -15,6 +16,7 @@ def policy_tensors(learner: DiscreteLearner) -> dict[str, Tensor]:
         "obs_mean": learner.obs_mean,
         "obs_scale": learner.obs_scale,
         "logit_weights": torch.tensor(learner.settings.logit_weights),
+        **learner.obs_range.tensors(),
         **learner.parameters_of(learner.q),
     }
     return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
@@ -38,6 +40,8 @@ def warm_start(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
     learner.obs_moments.mean.copy_(tensors["obs_mean"])
     learner.obs_moments.squares.copy_(count * tensors["obs_scale"].double().pow(-2))
     learner.refresh_normaliser()
+    if "obs_low" in tensors:
+        learner.obs_range.merge(tensors["obs_low"], tensors["obs_high"])
 
 
 def snapshot(learner: DiscreteLearner) -> dict[str, Tensor]:
@@ -52,6 +56,8 @@ def snapshot(learner: DiscreteLearner) -> dict[str, Tensor]:
         "obs_count": learner.obs_moments.count,
         "obs_mean": learner.obs_moments.mean,
         "obs_squares": learner.obs_moments.squares,
+        "obs_low": learner.obs_range.low,
+        "obs_high": learner.obs_range.high,
         "return_count": moments.count,
         "return_mean": moments.mean,
         "return_squares": moments.squares,
@@ -64,7 +70,7 @@ def restore(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `snapshot`; the shapes are checked, nothing is half loaded before that."""
     own = snapshot(learner)
     for key, value in own.items():
-        given = tensors.get(key)
+        given = tensors.get(key, value if key in LATER else None)
         if given is None or given.shape != value.shape or given.dtype != value.dtype:
             raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
     for key in ("q", "target", "adam_first", "adam_second"):
@@ -73,6 +79,8 @@ def restore(learner: DiscreteLearner, tensors: Mapping[str, Tensor]) -> None:
         moments.count = tensors[f"{prefix}_count"].clone()
         moments.mean = tensors[f"{prefix}_mean"].clone()
         moments.squares = tensors[f"{prefix}_squares"].clone()
+    if LATER[0] in tensors:
+        learner.obs_range.low, learner.obs_range.high = (tensors[key].clone() for key in LATER)
     learner.return_scale.refresh()
     learner.return_scale.running = tensors["return_running"].clone()
     learner.generator.set_state(tensors["generator"])

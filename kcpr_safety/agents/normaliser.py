@@ -31,6 +31,31 @@ class Moments:
         return (self.squares / self.count.clamp_min(1.0)).sqrt()
 
 
+class Extremes:
+    """Smallest and largest number per column so far."""
+
+    def __init__(self, size: int) -> None:
+        most = torch.finfo(torch.float32).max
+        # Finite from the start, as everything in a checkpoint is.
+        self.low = torch.full((size,), most)
+        self.high = torch.full((size,), -most)
+
+    def add(self, rows: Float[Tensor, "rows size"]) -> None:
+        """Take a batch of rows into account."""
+        torch.minimum(self.low, rows.amin(0), out=self.low)
+        torch.maximum(self.high, rows.amax(0), out=self.high)
+
+    def merge(self, low: Float[Tensor, "size"], high: Float[Tensor, "size"]) -> None:
+        """Take into account what another has seen."""
+        self.add(torch.stack([low, high]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies by the names of a policy file; none before any data."""
+        if bool((self.low > self.high).any()):
+            return {}
+        return {"obs_low": self.low.clone(), "obs_high": self.high.clone()}
+
+
 class ReturnScale:
     """1 / deviation of the discounted return sum_k gamma^k r_(t-k) that each environment carries.
 

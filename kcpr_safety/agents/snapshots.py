@@ -16,12 +16,16 @@ from kcpr_safety.errors import TrainingFault
 _GROWING = ("recent",)
 """Parts of the state that have no fixed shape."""
 
+LATER = ("obs_low", "obs_high")
+"""Parts that checkpoints of earlier versions lack: what was seen before is then forgotten."""
+
 
 def policy_tensors(learner: Learner) -> dict[str, Tensor]:
     """Copies of everything that a policy file holds (`policy_file`)."""
     tensors = {
         "obs_mean": learner.obs_mean.cpu().clone(),
         "obs_scale": learner.obs_scale.cpu().clone(),
+        **learner.obs_range.tensors(),
     }
     for name, stack in (("actor", learner.deployed), ("critic", learner.critic)):
         for i, (weight, bias) in enumerate(stack.layers()):
@@ -54,6 +58,8 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     learner.obs_moments.mean.copy_(tensors["obs_mean"])
     learner.obs_moments.squares.copy_(count * tensors["obs_scale"].double().pow(-2))
     learner.refresh_normaliser()
+    if "obs_low" in tensors:
+        learner.obs_range.merge(tensors["obs_low"], tensors["obs_high"])
 
 
 def snapshot(learner: Learner) -> dict[str, Tensor]:
@@ -69,6 +75,8 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
         "obs_count": learner.obs_moments.count,
         "obs_mean": learner.obs_moments.mean,
         "obs_squares": learner.obs_moments.squares,
+        "obs_low": learner.obs_range.low,
+        "obs_high": learner.obs_range.high,
         "return_count": learner.return_scale.moments.count,
         "return_mean": learner.return_scale.moments.mean,
         "return_squares": learner.return_scale.moments.squares,
@@ -85,7 +93,7 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `snapshot`; the shapes are checked, nothing is half loaded before that."""
     own = {key: value for key, value in snapshot(learner).items() if key not in _GROWING}
     for key, value in own.items():
-        given = tensors.get(key)
+        given = tensors.get(key, value if key in LATER else None)
         if given is None or given.shape != value.shape or given.dtype != value.dtype:
             raise TrainingFault(f"the checkpoint's '{key}' does not fit these settings")
     for key in ("parameters", "target", "deployed", "adam_first", "adam_second"):
@@ -94,6 +102,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
         moments.count = tensors[f"{prefix}_count"].clone()
         moments.mean = tensors[f"{prefix}_mean"].clone()
         moments.squares = tensors[f"{prefix}_squares"].clone()
+    if LATER[0] in tensors:
+        learner.obs_range.low, learner.obs_range.high = (tensors[key].clone() for key in LATER)
     learner.return_scale.refresh()
     learner.return_scale.running = tensors["return_running"].clone()
     learner.generator.set_state(tensors["generator"])
