@@ -175,14 +175,20 @@ def evaluate(
     return result
 
 
-def export(run: StrPath, out: StrPath) -> Result:
-    """Write a run's policy as a bundle: controller.pt, weights, card and golden vectors."""
-    return Result.from_record(export_bundle(locate(run), Path(out)))
+def export(run: StrPath, out: StrPath, *, key: StrPath | None = None) -> Result:
+    """Write a run's policy as a signed bundle: controller.pt, weights, card, golden vectors.
+
+    `key` is a private key that `keygen` made (its file or its name); not given: this machine's own.
+    """
+    return Result.from_record(export_bundle(locate(run), Path(out), key))
 
 
-def load_policy(path: StrPath) -> Policy:
-    """A policy to act with: `load_policy(path).act(obs)`; `path` is a bundle, a run or a name."""
-    return load_bundle(locate(path))
+def load_policy(path: StrPath, *, trust: Iterable[StrPath] = ()) -> Policy:
+    """A policy to act with: `load_policy(path).act(obs)`; `path` is a bundle, a run or a name.
+
+    A bundle must be signed by a key of the package, by one of the user's own or by one in `trust`.
+    """
+    return load_bundle(locate(path), [Path(file) for file in trust])
 
 
 def report(runs: Iterable[StrPath] | StrPath, out: StrPath) -> Path:

@@ -3,6 +3,8 @@
 A safetensors file with fixed tensor names, and everything else as text in its header:
 
     obs_mean [O], obs_scale [O]        normalisation: (obs - mean) * scale
+    obs_low [O], obs_high [O]          what training saw, at least and at most; files of schema
+                                       version 1 lack the two
     actor.{i}.weight [2, in, out]      member 0: reward module, 1: punishment module; ReLU between
     actor.{i}.bias [2, 1, out]         last out = 2 A: pre-tanh mean (of the punishment module: its
                                        offset in the reward module's deviations), then raw log std
@@ -37,7 +39,8 @@ from kcpr_safety.files import atomic_write, read_limited
 from kcpr_safety.tensor_file import pack, unpack
 from kcpr_safety.texts import json_object
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSIONS = ("1", "2")
+"""Those that are read: 1 is without the range of the observations, and so is what is read."""
 RUN_FILE = "policy.safetensors"
 BUNDLE_FILE = "weights.safetensors"
 MODULES = 2
@@ -48,6 +51,7 @@ MAX_LAYERS = 8
 _KEYS = ("agent", "contract", "schema_version", "seed", "settings", "steps", "task")
 _LAYER = re.compile(r"(actor|critic|q)\.(\d+)\.(weight|bias)")
 _NORMALISER = ("obs_mean", "obs_scale")
+RANGE = ("obs_low", "obs_high")
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,14 @@ class PolicyFile:
     def task(self) -> str:
         return self.contract.task
 
+    @property
+    def schema_version(self) -> str:
+        return "2" if RANGE[0] in self.tensors else "1"
+
     def metadata(self) -> dict[str, str]:
         """All but the tensors, as the file's header holds it."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.schema_version,
             "contract": self.contract.to_json(),
             "settings": json.dumps(dict(self.settings), sort_keys=True, allow_nan=False),
             "agent": self.agent,
@@ -118,9 +126,12 @@ def policy_from_bytes(data: bytes, name: str) -> PolicyFile:
     """Inverse of `policy_to_bytes`; `name` is what a fault calls the file."""
     tensors, metadata = unpack(data, name)
     version = metadata.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in SCHEMA_VERSIONS:
         found = "has no schema_version" if version is None else f"has schema version '{version}'"
-        raise FileFault(f"{name} {found}; a policy file of this package has '{SCHEMA_VERSION}'")
+        known = "' or '".join(SCHEMA_VERSIONS)
+        raise FileFault(f"{name} {found}; a policy file of this package has '{known}'")
+    if (version == "2") != (RANGE[0] in tensors):
+        raise FileFault(f"{name} has schema version {version}, but not its tensors: {RANGE[0]}")
     if set(metadata) != set(_KEYS):
         odd = ", ".join(sorted(set(metadata) ^ set(_KEYS)))
         raise FileFault(f"{name} is not a policy file: its header is missing or adds {odd}")
@@ -139,7 +150,7 @@ def policy_from_bytes(data: bytes, name: str) -> PolicyFile:
 def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) -> None:
     """Raise `FileFault` unless names, shapes, types and values are those of the format."""
     discrete = bool(contract.commands)
-    plain = (*_NORMALISER, "logit_weights") if discrete else _NORMALISER
+    plain = (*_NORMALISER, *RANGE, *(("logit_weights",) if discrete else ()))
     stacks = ("q",) if discrete else ("actor", "critic")
     for key, tensor in tensors.items():
         layer = _LAYER.fullmatch(key)
@@ -160,6 +171,11 @@ def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) 
     _expect(tensors, "obs_scale", (obs,), name)
     if bool((tensors["obs_scale"] <= 0).any()):
         raise FileFault(f"{name}: obs_scale must be positive everywhere")
+    if any(key in tensors for key in RANGE):
+        for key in RANGE:
+            _expect(tensors, key, (obs,), name)
+        if bool((tensors["obs_low"] > tensors["obs_high"]).any()):
+            raise FileFault(f"{name}: obs_low is above obs_high")
     if discrete:
         _check_stack(tensors, "q", obs, len(contract.commands), name)
         _expect(tensors, "logit_weights", (MODULES,), name)

@@ -7,6 +7,7 @@ busy machine is no defect.
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Before torch or MuJoCo is imported anywhere: small networks only lose by more threads, and one
@@ -19,3 +20,9 @@ os.environ["MPLBACKEND"] = "Agg"
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Bundles of tests are signed with a key of this session's own."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))

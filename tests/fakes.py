@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from kcpr_safety.contract import Contract, Entry
+from kcpr_safety.deploy.keys import PrivateKey, signing_key
+from kcpr_safety.deploy.manifest import SEALS, seal
 from kcpr_safety.policy_file import PolicyFile, policy_to_bytes, write_policy
 
 BUDGET = 25.0
@@ -179,3 +181,11 @@ def fake_run(folder: Path, policy: PolicyFile | None = None, **evaluation: Any) 
     (folder / "metrics.jsonl").write_text("".join(rows))
     (folder / "evaluation.json").write_text(json.dumps(fake_evaluation(policy, **evaluation)))
     return folder
+
+
+def reseal(bundle: Path, key: PrivateKey | None = None) -> Path:
+    """Sign a bundle as it is now, as only the holder of a private key can."""
+    contents = {p.name: p.read_bytes() for p in bundle.iterdir() if p.name not in SEALS}
+    for name, data in seal(contents, key or signing_key()).items():
+        (bundle / name).write_bytes(data)
+    return bundle

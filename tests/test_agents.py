@@ -249,6 +249,22 @@ def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
         assert torch.equal(value, snapshot(second)[name]), name
 
 
+def test_files_know_the_range_of_what_was_observed() -> None:
+    learner = make()
+    rows = torch.stack([draw_batch(seed, size=4).obs for seed in (1, 2, 99)]).flatten(0, 1)
+    for seed in (1, 2):
+        learner.observe(draw_batch(seed, size=4), torch.zeros(4, dtype=torch.bool))
+    tensors = policy_tensors(learner)
+    for entry in range(rows.shape[1]):
+        assert tensors["obs_low"][entry] == min(rows[:, entry].tolist())
+        assert tensors["obs_high"][entry] == max(rows[:, entry].tolist())
+    # Whoever starts from a policy has been where it has been.
+    other = make(seed=3)
+    warm_start(other, tensors)
+    assert torch.equal(policy_tensors(other)["obs_low"], tensors["obs_low"])
+    assert "obs_low" not in policy_tensors(Learner(SMALL, TASK, num_envs=4, seed=0))
+
+
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
     saved = snapshot(make(replace(SMALL, width=8)))
     with pytest.raises(TrainingFault, match="does not fit"):

@@ -195,7 +195,9 @@ def test_the_result_and_the_card(run: Path, bundle: Path, result: dict[str, Any]
     assert card["parity"]["golden_max_ulp"] == card["parity"]["adversarial_max_ulp"] == 0
     assert card["interface"]["safe_action"] == [0.0, 0.0]
     assert [entry["name"] for entry in card["contract"]["action"]] == ["motor_0", "motor_1"]
-    for name, digest in card["files"].items():
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert set(manifest["files"]) == set(FILES)
+    for name, digest in manifest["files"].items():
         assert digest == hashlib.sha256((bundle / name).read_bytes()).hexdigest()
 
 

@@ -67,7 +67,9 @@ def plain_loss(learner: DiscreteLearner, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         values = coupled_values(forward(0, next_x, frozen), forward(1, next_x, frozen), *h)
     punishment = batch.punishment * learner.punishment_scale
-    reward = batch.reward * learner.normaliser.reward_scale - learner.settings.scalarised * punishment
+    reward = (
+        batch.reward * learner.normaliser.reward_scale - learner.settings.scalarised * punishment
+    )
     loss = torch.zeros(())
     for member, stream in enumerate((reward, -punishment)):
         target = stream + learner.settings.gamma * batch.continues * values[member]

@@ -45,6 +45,26 @@ def test_round_trip(tmp_path: Path) -> None:
     assert layer_count(back.tensors, "actor") == layer_count(back.tensors, "critic") == 3
 
 
+def with_range(low: float, high: float) -> dict[str, torch.Tensor]:
+    return {**POLICY.tensors, "obs_low": torch.full((5,), low), "obs_high": torch.full((5,), high)}
+
+
+def test_files_of_both_schema_versions_come_back() -> None:
+    """What training saw is in version 2; files that were written before have no range."""
+    for tensors, version in ((POLICY.tensors, "1"), (with_range(-1.0, 2.0), "2")):
+        policy = dataclasses.replace(POLICY, tensors=tensors)
+        data = policy_to_bytes(policy, "NAME")
+        assert unpack(data, "NAME")[1]["schema_version"] == version
+        assert policy_from_bytes(data, "NAME").tensors.keys() == tensors.keys()
+
+
+def test_half_a_range_is_none() -> None:
+    half = {key: value for key, value in with_range(0.0, 1.0).items() if key != "obs_high"}
+    for tensors, words in ((half, "lacks the tensor obs_high"), (with_range(1.0, 0.0), "above")):
+        with pytest.raises(FileFault, match=words):
+            check_tensors(tensors, POLICY.contract, "NAME")
+
+
 def test_the_library_reads_the_same(tmp_path: Path) -> None:
     """The writer is ours; the format is not."""
     path = tmp_path / "policy.safetensors"
@@ -145,7 +165,8 @@ def test_unbounded_actions_are_refused() -> None:
 
 HEADERS = {
     "has no schema_version": {"schema_version": None},
-    "has schema version '2'": {"schema_version": "2"},
+    "has schema version '3'": {"schema_version": "3"},
+    "version 2, but not its tensors": {"schema_version": "2"},
     "missing or adds seed": {"seed": None},
     "missing or adds hat": {"hat": "1"},
     "damaged header: not a contract": {"contract": "{}"},

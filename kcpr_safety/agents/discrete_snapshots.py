@@ -15,6 +15,7 @@ def policy_tensors(learner: DiscreteLearner) -> dict[str, Tensor]:
         "obs_mean": learner.normaliser.obs_mean,
         "obs_scale": learner.normaliser.obs_scale,
         "logit_weights": torch.tensor(learner.settings.logit_weights),
+        **learner.normaliser.obs_range.tensors(),
         **learner.parameters_of(learner.q),
     }
     return {name: tensor.cpu().clone() for name, tensor in tensors.items()}

@@ -38,6 +38,31 @@ class Moments:
         return (self.squares / self.count.clamp_min(1.0)).sqrt()
 
 
+class Extremes:
+    """Smallest and largest number per column so far."""
+
+    def __init__(self, size: int) -> None:
+        most = torch.finfo(torch.float32).max
+        # Finite from the start, as everything in a checkpoint is.
+        self.low = torch.full((size,), most)
+        self.high = torch.full((size,), -most)
+
+    def add(self, rows: Float[Tensor, "rows size"]) -> None:
+        """Take a batch of rows into account."""
+        torch.minimum(self.low, rows.amin(0), out=self.low)
+        torch.maximum(self.high, rows.amax(0), out=self.high)
+
+    def merge(self, low: Float[Tensor, "size"], high: Float[Tensor, "size"]) -> None:
+        """Take into account what another has seen."""
+        self.add(torch.stack([low, high]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies by the names of a policy file; none before any data."""
+        if bool((self.low > self.high).any()):
+            return {}
+        return {"obs_low": self.low.clone(), "obs_high": self.high.clone()}
+
+
 class ReturnScale:
     """1 / deviation of the discounted return sum_k gamma^k r_(t-k) that each environment carries.
 
@@ -80,6 +105,7 @@ class Normaliser:
     ) -> None:
         self.device, self.active = device, active
         self.obs_moments = Moments(obs_size)
+        self.obs_range = Extremes(obs_size)
         self.return_scale = ReturnScale(num_envs, gamma)
         self.refresh()
 
@@ -90,6 +116,7 @@ class Normaliser:
         ended: Bool[Tensor, "envs"],
     ) -> None:
         """Merge in one step of all environments."""
+        self.obs_range.add(obs)
         if not self.active:
             return
         self.obs_moments.add(obs)
@@ -121,6 +148,8 @@ class Normaliser:
         self.obs_moments.count.fill_(rows)
         self.obs_moments.mean.copy_(tensors["obs_mean"])
         self.obs_moments.squares.copy_(rows * tensors["obs_scale"].double().pow(-2))
+        if "obs_low" in tensors:
+            self.obs_range.merge(tensors["obs_low"], tensors["obs_high"])
         self.refresh()
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -130,6 +159,8 @@ class Normaliser:
             "obs_count": self.obs_moments.count,
             "obs_mean": self.obs_moments.mean,
             "obs_squares": self.obs_moments.squares,
+            "obs_low": self.obs_range.low,
+            "obs_high": self.obs_range.high,
             "return_count": moments.count,
             "return_mean": moments.mean,
             "return_squares": moments.squares,
@@ -142,6 +173,8 @@ class Normaliser:
             moments.count = tensors[f"{prefix}_count"].clone()
             moments.mean = tensors[f"{prefix}_mean"].clone()
             moments.squares = tensors[f"{prefix}_squares"].clone()
+        self.obs_range.low = tensors["obs_low"].clone()
+        self.obs_range.high = tensors["obs_high"].clone()
         self.return_scale.running = tensors["return_running"].clone()
         self.return_scale.refresh()
         self.refresh()

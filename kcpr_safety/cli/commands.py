@@ -1,6 +1,7 @@
 """Which commands are there, in the order of the overview?"""
 
 from kcpr_safety.cli.benching import Bench
+from kcpr_safety.cli.deploying import Keygen
 from kcpr_safety.cli.inspection import Check, Doctor, Policies, Tasks
 from kcpr_safety.cli.learning import Demo, Evaluate, Export, Report, Resume, Train
 from kcpr_safety.cli.options import Command
@@ -17,6 +18,7 @@ COMMANDS: dict[str, type[Command]] = {
         Export,
         Report,
         Policies,
+        Keygen,
         Reproduce,
         Grid,
         Check,

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
 from kcpr_safety.cli.options import (
+    OPTIONAL,
     Count,
     File,
     Folder,
@@ -171,18 +172,23 @@ class Evaluate(ShowsResult):
 class Export(ShowsResult):
     """Write a run's policy as a bundle that a robot can load with torch alone."""
 
-    examples: ClassVar[str] = "  kcpr-safety export runs/demo --out my-policy"
+    examples: ClassVar[str] = """
+  kcpr-safety export runs/demo --out my-policy
+  kcpr-safety export runs/demo --out my-policy --key my-lab    made by: kcpr-safety keygen my-lab
+"""
     run_folder: Annotated[Positional[str], arg(metavar="RUN")]
     """A run folder; evaluate it first, for a bundle carries its evidence."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to write the bundle to."""
+    key: Annotated[str | None, arg(metavar="ID|FILE", help_behavior_hint=OPTIONAL)] = None
+    """Private key to sign with (see: kcpr-safety keygen --help); not given: this machine's own."""
     json: bool = False
     """One JSON object on stdout, nothing else."""
 
     def run(self) -> tuple[dict[str, Any], int]:
         from kcpr_safety import api
 
-        return api.export(self.run_folder, self.out).record(), 0
+        return api.export(self.run_folder, self.out, key=self.key).record(), 0
 
 
 @dataclass(frozen=True)

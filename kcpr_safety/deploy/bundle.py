@@ -3,10 +3,12 @@
     NAME/  controller.pt        scripted and frozen; card, contract and golden vectors inside
            weights.safetensors  source of truth: both policies and the critics, a policy file
            golden.safetensors   observations with their answers
-           card.json            interface, evidence, parity, provenance, hashes of the two above
+           card.json            interface, evidence, parity, provenance
+           manifest.json        SHA-256 of all of these (`manifest`)
+           manifest.sig         ed25519 signature over it (`keys`)
 
 Written only here, only with evaluation evidence and bit-exact parity, and as a whole: the folder is
-filled beside its place and then renamed. The same run gives the same bytes.
+filled beside its place and then renamed. The same run and key give the same bytes.
 """
 
 import hashlib
@@ -22,6 +24,8 @@ from typing import Any
 from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.deploy.archive import canonical, extras_of, load_script
 from kcpr_safety.deploy.card import card_to_bytes, make_card
+from kcpr_safety.deploy.keys import signing_key
+from kcpr_safety.deploy.manifest import SEALS, seal
 from kcpr_safety.deploy.parity import Parity, answers, golden_observations, measure
 from kcpr_safety.deploy.script import scripted
 from kcpr_safety.errors import FileFault
@@ -42,18 +46,23 @@ GOLDEN_FILE = "golden.safetensors"
 CARD_FILE = "card.json"
 CONTRACT_EXTRA = "contract.json"
 FILES = (CONTROLLER_FILE, BUNDLE_FILE, GOLDEN_FILE, CARD_FILE)
+"""What manifest and signature are about."""
 
 
-def export_bundle(run: Path, out: Path) -> dict[str, Any]:
-    """Write the bundle of a run folder to the folder `out`; the result's keys are stable."""
+def export_bundle(run: Path, out: Path, key: str | Path | None = None) -> dict[str, Any]:
+    """Write the bundle of a run folder to the folder `out`; the result's keys are stable.
+
+    `key` is a private key's file or its name among the user's own (`keys.signing_key`).
+    """
     start = time.perf_counter()
     run, out = Path(run), Path(out)
     check_target(out)
+    signer = signing_key(key)
     policy = read_policy(run)
     evidence = read_run_evidence(run, policy)
     config = read_json(run / "config.json") if (run / "config.json").exists() else {}
     contents, parity = bundle_contents(policy, evidence, config)
-    write_folder(out, contents)
+    write_folder(out, seal(contents, signer))
     return {
         "task": policy.task,
         "agent": policy.agent,
@@ -67,6 +76,7 @@ def export_bundle(run: Path, out: Path) -> dict[str, Any]:
         "over_budget_share": over_budget(evidence.punishments, evidence.budget) / evidence.episodes,
         "budget": evidence.budget,
         "path": str(out),
+        "key": signer.id,
         "parity": {**asdict(parity), "holds": parity.holds},
     }
 
@@ -108,9 +118,7 @@ def bundle_contents(
     obs = golden_observations(policy.tensors)
     golden = pack({"obs": obs, **answers(eager, obs)}, {"schema_version": "1"})
     weights = policy_to_bytes(policy, BUNDLE_FILE)
-    files = {BUNDLE_FILE: weights, GOLDEN_FILE: golden}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    card = card_to_bytes(make_card(policy, evidence, parity, config, hashes))
+    card = card_to_bytes(make_card(policy, evidence, parity, config))
     extras = {
         CARD_FILE: card,
         CONTRACT_EXTRA: policy.contract.to_json().encode(),
@@ -118,14 +126,19 @@ def bundle_contents(
     }
     controller = canonical(bare, extras)
     extras_of(controller, CONTROLLER_FILE)
-    return {CONTROLLER_FILE: controller, **files, CARD_FILE: card}, parity
+    return {
+        CONTROLLER_FILE: controller,
+        BUNDLE_FILE: weights,
+        GOLDEN_FILE: golden,
+        CARD_FILE: card,
+    }, parity
 
 
 def check_target(out: Path) -> None:
     """Raise `FileFault` unless `out` is new, an empty folder or an earlier bundle."""
     with faults_of(f"cannot write {out}"):
         if out.exists():
-            strange = [out.name] if not out.is_dir() else sorted(_names(out) - set(FILES))
+            strange = [out.name] if not out.is_dir() else sorted(_names(out) - {*FILES, *SEALS})
             if strange:
                 raise FileFault(
                     f"cannot write {out}: {strange[0]} is no part of a bundle; "

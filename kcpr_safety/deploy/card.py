@@ -40,7 +40,7 @@ NOT_CLAIMED = (
     "The intervals hold for this one policy; they say nothing about another training seed.",
 )
 
-_KEYS = ("contract", "evidence", "files", "identity", "parity")
+_KEYS = ("contract", "evidence", "identity", "parity")
 
 
 def make_card(
@@ -48,9 +48,8 @@ def make_card(
     evidence: Evidence,
     parity: Parity,
     config: Mapping[str, Any],
-    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The card of a bundle; `hashes` are those of the files beside it, `config` the run's."""
+    """The card of a bundle; `config` is the run's."""
     contract = policy.contract
     return {
         "schema_version": SCHEMA_VERSION,
@@ -98,7 +97,6 @@ def make_card(
             "training_versions": config.get("versions", {}),
             "task_card_sha256": config.get("card_sha256"),
         },
-        "files": dict(hashes),
     }
 
 

@@ -3,16 +3,16 @@
     policy = load_policy("bundle")
     action = policy.act(obs)            # numpy in, numpy out
 
-Of a bundle every file is checked against the others, the TorchScript controller is loaded only when
-its bytes are the exporter's, and it has to repeat its golden answers before it may act. A run or a
+Of a bundle every file must be what a trusted key signed (`manifest`) before anything is read, all
+must agree with each other, and the TorchScript controller, loaded only when its bytes are laid out
+as the exporter does, has to repeat its golden answers before it may act. A run or a
 policy file gives the same controller without TorchScript.
 """
 
-import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,19 @@ from torch import Tensor, nn
 
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import METHODS, controller_from_tensors
-from kcpr_safety.deploy.archive import MAX_BYTES, extras_of, load_script
-from kcpr_safety.deploy.bundle import CARD_FILE, CONTRACT_EXTRA, CONTROLLER_FILE, GOLDEN_FILE
+from kcpr_safety.deploy.archive import extras_of, load_script
+from kcpr_safety.deploy.bundle import (
+    CARD_FILE,
+    CONTRACT_EXTRA,
+    CONTROLLER_FILE,
+    FILES,
+    GOLDEN_FILE,
+)
 from kcpr_safety.deploy.card import card_from_bytes
+from kcpr_safety.deploy.keys import trusted_keys
+from kcpr_safety.deploy.manifest import MANIFEST_FILE, open_sealed
 from kcpr_safety.deploy.parity import TOLERANCE, answers
 from kcpr_safety.errors import FileFault
-from kcpr_safety.files import read_limited
 from kcpr_safety.policy_file import BUNDLE_FILE, policy_from_bytes, read_policy
 from kcpr_safety.tensor_file import unpack
 
@@ -79,30 +86,36 @@ class Policy:
         return np.asarray(answer[0]) if array.ndim == 1 else answer
 
 
-def load_policy(path: Path) -> Policy:
-    """Load whatever can act from a run folder, a policy file or a bundle folder."""
+def load_policy(path: Path, trust: Iterable[Path] = ()) -> Policy:
+    """Load whatever can act from a run folder, a policy file or a bundle folder.
+
+    A bundle must be signed by a key of `keys.trusted_keys`; `trust` adds files `ID.pub` to those.
+    """
     path = Path(path)
-    if path.is_dir() and ((path / CONTROLLER_FILE).exists() or (path / CARD_FILE).exists()):
-        return load_bundle(path)
+    marks = (CONTROLLER_FILE, CARD_FILE, MANIFEST_FILE)
+    if path.is_dir() and any((path / mark).exists() for mark in marks):
+        return load_bundle(path, trust)
     policy = read_policy(path)
     controller = controller_from_tensors(policy.tensors, policy.contract)
     return Policy(policy.contract, path, controller)
 
 
-def load_bundle(folder: Path) -> Policy:
+def load_bundle(folder: Path, trust: Iterable[Path] = ()) -> Policy:
     """Check a bundle's files against each other and load its TorchScript controller."""
-    card_bytes = read_limited(folder / CARD_FILE, MAX_BYTES, links=False)
-    card = card_from_bytes(card_bytes, str(folder / CARD_FILE))
-    data = {name: _hashed(folder, name, card) for name in (BUNDLE_FILE, GOLDEN_FILE)}
+    data = open_sealed(folder, trusted_keys(trust)).contents
+    if odd := sorted(set(data) ^ set(FILES)):
+        what = "no part of a bundle" if odd[0] in data else f"not listed in {MANIFEST_FILE}"
+        raise FileFault(f"{folder / odd[0]} is {what} of this package's format")
+    card = card_from_bytes(data[CARD_FILE], str(folder / CARD_FILE))
     policy = policy_from_bytes(data[BUNDLE_FILE], str(folder / BUNDLE_FILE))
     contract = policy.contract
     if card["contract"] != json.loads(contract.to_json()):
         raise FileFault(f"{folder / CARD_FILE} and {BUNDLE_FILE} differ in their contract")
     name = str(folder / CONTROLLER_FILE)
-    archive = read_limited(folder / CONTROLLER_FILE, MAX_BYTES, links=False)
+    archive = data[CONTROLLER_FILE]
     extras = extras_of(archive, name)
     beside = {
-        CARD_FILE: card_bytes,
+        CARD_FILE: data[CARD_FILE],
         GOLDEN_FILE: data[GOLDEN_FILE],
         CONTRACT_EXTRA: contract.to_json().encode(),
     }
@@ -135,10 +148,3 @@ def self_test(module: nn.Module, golden: dict[str, Tensor], contract: Contract, 
             f"{worst:.2g} of an action's span, allowed is {TOLERANCE:.0g}"
         )
     return worst
-
-
-def _hashed(folder: Path, name: str, card: dict[str, Any]) -> bytes:
-    data = read_limited(folder / name, MAX_BYTES, links=False)
-    if card["files"].get(name) != hashlib.sha256(data).hexdigest():
-        raise FileFault(f"{folder / name} is not the file that {CARD_FILE} was written for")
-    return data

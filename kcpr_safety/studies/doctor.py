@@ -25,6 +25,7 @@ SAFETY_GYMNASIUM = "1.0.0"
 _INSTALL_SAFETY_GYMNASIUM = f"pip install --no-deps safety-gymnasium=={SAFETY_GYMNASIUM}"
 
 REQUIRED = {
+    "cryptography": "cryptography",
     "gymnasium": "gymnasium",
     "gymnasium-robotics": "gymnasium_robotics",
     "imageio": "imageio",
