@@ -18,6 +18,7 @@ def policy_tensors(learner: Learner) -> dict[str, Tensor]:
     tensors = {
         "obs_mean": learner.normaliser.obs_mean.cpu().clone(),
         "obs_scale": learner.normaliser.obs_scale.cpu().clone(),
+        **learner.normaliser.obs_range.tensors(),
     }
     for name, stack in (("actor", learner.deployed), ("critic", learner.critic)):
         for i, (weight, bias) in enumerate(stack.layers()):
