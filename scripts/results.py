@@ -3,10 +3,13 @@
     python scripts/results.py judge runs/a runs/b     evaluate each run on 50 episodes; keep a row
     python scripts/results.py table                   write the README's table from the rows
 
-A row in `results/TASK.jsonl` holds the stable keys of every result, the command that trained the
-run, versions and machine. Judging a run again replaces the row of its agent, seed and steps.
+A row in `results/TASK.jsonl` (`kcpr_safety.report.trials`) holds the stable keys of every result,
+every episode, curves, the command that trained the run, versions, machine and hashes. Judging a run
+again replaces the row of its agent, seed and steps. `kcpr-safety report results --out PAGE` shows
+them with intervals.
 """
 
+import hashlib
 import json
 import sys
 from collections import defaultdict
@@ -16,32 +19,22 @@ from typing import Any
 import numpy as np
 
 from kcpr_safety.api import STABLE_KEYS, evaluate
+from kcpr_safety.report.runs import read_run
+from kcpr_safety.report.trials import row_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 EPISODES = 50
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 _IDENTITY = ("agent", "seed", "steps", "budget", "eval_seed", "episodes")
-_KEPT = ("kept_steps", "predicted_punishment", "realised_punishment")
 
 
 def judge(run: Path) -> dict[str, Any]:
     """Evaluate a run and put its row into the file of its task."""
-    record = evaluate(run, episodes=EPISODES).record()
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    row = {key: record[key] for key in (*STABLE_KEYS, *_KEPT)} | {
-        "path": run.name,
-        "punishment_training": [r for r in rows if r["kind"] == "train"][-1]["punishment_total"],
-        "train_wall_s": rows[-1]["wall_s"],
-        "punishment_worst": max(record["punishments"]),
-        "command": f"kcpr-safety train {record['task']} --agent {record['agent']} "
-        f"--steps {record['steps']} --seed {record['seed']}",
-        "settings": config["settings"],
-        "versions": config["versions"],
-        "machine": config["machine"],
-    }
-    path = RESULTS / f"{record['task']}.jsonl"
+    evaluate(run, episodes=EPISODES)
+    digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
+    row = row_of(read_run(run), digest)
+    path = RESULTS / f"{row['task']}.jsonl"
     kept = [old for old in read(path) if any(old[key] != row[key] for key in _IDENTITY)]
     kept.append(row)
     kept.sort(key=lambda r: tuple(str(r[key]) for key in _IDENTITY))
