@@ -207,14 +207,16 @@ class TestProblems:
         assert len(kept) == len(problems) == 1
 
 
-class TestPage:
-    @pytest.fixture(scope="class")
-    def made(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-        folder = tmp_path_factory.mktemp("page")
-        less = {"label": "steady, less", "overrides": {"softening": 0.5}}
-        rows = fake_rows() + [fake_row(TASK, "steady", s, **less) for s in range(5)]
-        return built(folder, rows)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Page and record of three agents on two tasks, with an ablation."""
+    folder = tmp_path_factory.mktemp("page")
+    less = {"label": "steady, less", "overrides": {"softening": 0.5}}
+    rows = fake_rows() + [fake_row(TASK, "steady", s, **less) for s in range(5)]
+    return built(folder, rows)
 
+
+class TestPage:
     def test_the_verdict_comes_first_and_tells_what_the_mean_hides(
         self, made: tuple[str, dict[str, Any]]
     ) -> None:

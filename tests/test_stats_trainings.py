@@ -32,6 +32,7 @@ def generator() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.mark.filterwarnings("ignore:random_state is deprecated:FutureWarning")
 class TestAgainstRliable:
     """The library of the paper's authors, on shared data (extra `oracles`)."""
 

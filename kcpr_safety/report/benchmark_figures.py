@@ -14,8 +14,10 @@ from kcpr_safety.report.collection import Film
 from kcpr_safety.report.figures import Series, Style
 from kcpr_safety.report.numbers import short
 from kcpr_safety.report.panels import figure, values
+from kcpr_safety.report.published import Published
 from kcpr_safety.report.standings import TAUS, Across, Comparison, Standing
 from kcpr_safety.report.tables import PERCENT, percent
+from kcpr_safety.report.trials import Protocol
 from kcpr_safety.stats import mean_interval
 
 _MOST_DOTS = 12
@@ -35,11 +37,11 @@ def legend(labels: Sequence[str], styles: Styles) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def task_figures(comparison: Comparison, styles: Styles) -> str:
+def task_figures(comparison: Comparison, styles: Styles, imported: Sequence[Published] = ()) -> str:
     """Everything that is drawn of one task."""
     found = [
-        _curves(comparison, styles, 1, "Return while learning", "return per episode"),
-        _curves(comparison, styles, 2, "Punishment while learning", "punishment per episode"),
+        _curves(comparison, styles, 1, imported),
+        _curves(comparison, styles, 2, imported),
         _suffered(comparison, styles),
         _exceedance(comparison, styles),
         _trade(comparison, styles),
@@ -48,9 +50,14 @@ def task_figures(comparison: Comparison, styles: Styles) -> str:
     return f'<div class="figures">{"".join(found)}</div>'
 
 
-def _curves(comparison: Comparison, styles: Styles, column: int, title: str, unit: str) -> str:
+def _curves(
+    comparison: Comparison, styles: Styles, column: int, imported: Sequence[Published]
+) -> str:
+    what = ("return", "punishment")[column - 1]
+    title, unit = f"{what.capitalize()} while learning", f"{what} per episode"
     series = [_curve(s, column, styles[s.label]) for s in comparison.standings]
-    series = [s for s in series if s.x]
+    theirs = [_imported(p, column, comparison.protocol, styles) for p in imported]
+    series = [s for s in (*series, *theirs) if s.x]
     if not series:
         return ""
     budget = comparison.protocol.budget if column == 2 else None
@@ -58,8 +65,21 @@ def _curves(comparison: Comparison, styles: Styles, column: int, title: str, uni
     limit = "" if budget is None else f" The budget is {short(budget)}."
     alt = f"{title} on {comparison.protocol.task}, mean over seeds: {ends}.{limit}"
     words = f"Deterministic validation episodes; mean over seeds, band: {PERCENT} interval."
+    if any(s.x for s in theirs):
+        words += " Imported lines as they were logged, of one seed each."
     chart = draw.line_chart(series, unit, alt, budget=budget)
     return figure(title, chart, words, values(title, series))
+
+
+def _imported(p: Published, column: int, protocol: Protocol, styles: Styles) -> Series:
+    """An imported training, as far as ours goes; nothing on another task."""
+    points = [c for c in p.curve if p.task == protocol.task and c[0] <= protocol.steps]
+    style = styles[imported_label(p)]
+    return Series(imported_label(p), [c[0] for c in points], [c[column] for c in points], style)
+
+
+def imported_label(p: Published) -> str:
+    return f"{p.agent} (imported)"
 
 
 def _suffered(comparison: Comparison, styles: Styles) -> str:

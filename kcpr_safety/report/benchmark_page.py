@@ -29,7 +29,8 @@ _SECTIONS = (
 def benchmark_page(collection: Collection) -> str:
     """The whole document."""
     labels = sorted({s.label for c in collection.comparisons for s in c.standings})
-    styles = figures.styles_of(labels)
+    theirs = sorted({figures.imported_label(p) for p in collection.imported})
+    styles = figures.styles_of([*labels, *theirs])
     links = "".join(f'<li><a href="#{name}">{words}</a></li>' for name, words in _SECTIONS)
     sections = "".join(
         _task(collection, c, i, styles) for i, c in enumerate(collection.comparisons)
@@ -49,7 +50,7 @@ def benchmark_page(collection: Collection) -> str:
 {_across(collection, styles)}
 </section>
 <section aria-labelledby="tasks"><h2 id="tasks">Task by task</h2>
-{figures.legend(labels, styles)}
+{figures.legend([*labels, *theirs], styles)}
 {sections}</section>
 {safety_case(collection)}
 {_method(collection)}
@@ -161,7 +162,7 @@ def _task(collection: Collection, c: Comparison, index: int, styles: figures.Sty
 steps; {escape(p.mode)} policy. Best: {_best(c.standings)}</p>
 {f'<ul class="note">{notes}</ul>' if notes else ""}
 {tables.ranking_table(c) if c.standings else ""}
-{figures.task_figures(c, styles) if c.standings else ""}
+{figures.task_figures(c, styles, collection.imported) if c.standings else ""}
 {f"<h4>Ablations</h4>{ablations}" if ablations else ""}
 {f"<h4>Films</h4>{films}" if films else ""}
 {_folded("Published results on this task", published)}

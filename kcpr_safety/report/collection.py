@@ -19,7 +19,7 @@ from kcpr_safety.report.runs import Row, read_run
 from kcpr_safety.report.standings import Across, Comparison, across, compare_trials
 from kcpr_safety.report.trials import MAX_BYTES, Problem, Trial, read_rows, read_trials, row_of
 
-SUITE_FILE, CELLS, VIDEOS = "suite.json", "cells", "videos"
+SUITE_FILE, CELLS, VIDEOS, INDEX = "suite.json", "cells", "videos", "index.json"
 PROGRESS = "progress.csv"
 MAX_FILM_BYTES = 2**20
 
@@ -137,12 +137,12 @@ def _take_benchmark(path: Path, found: _Found) -> None:
     found.problems += [
         Problem(name, "is another cell than this suite asks for; not shown") for name in others
     ]
-    if (path / VIDEOS / "index.json").is_file():
+    if (path / VIDEOS / INDEX).is_file():
         _take_films(path / VIDEOS, found)
 
 
 def _take_films(folder: Path, found: _Found) -> None:
-    index = read_json(folder / "index.json")
+    index = read_json(folder / INDEX)
     if index.get("problem"):
         found.problems.append(Problem("films", f"could not be made: {index['problem']}"))
     for record in index.get("films", []):

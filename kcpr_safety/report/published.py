@@ -76,17 +76,20 @@ def published(task: str) -> list[Published]:
         steps = of["steps_of"].get(task, of["steps"])
         for row in of["rows"]:
             if row[0] == task:
-                _, agent, *numbers = row
+                _, agent, returned, return_spread, punished, punished_spread = row[:6]
                 found.append(
                     Published(
-                        task,
-                        agent,
-                        numbers[4] if len(numbers) > 4 else steps,
-                        *numbers[:4],
-                        of["seeds"],
-                        of["budget"],
-                        of["source"],
-                        of["protocol"],
+                        task=task,
+                        agent=agent,
+                        steps=row[6] if len(row) > 6 else steps,
+                        return_mean=returned,
+                        return_spread=return_spread,
+                        punishment_mean=punished,
+                        punishment_spread=punished_spread,
+                        seeds=of["seeds"],
+                        budget=of["budget"],
+                        source=of["source"],
+                        protocol=of["protocol"],
                     )
                 )
     found.sort(key=lambda p: (not p.feasible, -p.return_mean))

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from kcpr_safety import api
 from kcpr_safety.files import atomic_write
+from kcpr_safety.report.collection import SUITE_FILE
 from kcpr_safety.studies.benchmark_cell import RUNS, row_path
 from kcpr_safety.studies.benchmark_films import film_examples
 from kcpr_safety.studies.benchmark_places import Job, Place
@@ -35,7 +36,7 @@ from kcpr_safety.texts import json_object
 from kcpr_safety.training.sinks import METRICS_FILE
 from kcpr_safety.training.stopping import Interrupted, stop_requests
 
-SUITE_FILE, ROWS_FILE = "suite.json", "rows.jsonl"
+ROWS_FILE = "rows.jsonl"
 _LOOK_S = 0.25
 """Between two looks at the running cells."""
 _TAIL_BYTES = 8192
@@ -143,7 +144,7 @@ class Board:
             TimeElapsedColumn(),
             console=self._console,
         )
-        bar.add_task("", total=self._work, completed=min(steps, self._work))
+        bar.add_task("", total=self._work, completed=int(min(steps, self._work)))
         return bar
 
     def _words(self, steps: float) -> str:

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from kcpr_safety.errors import EXIT_CODE, KcprError
 from kcpr_safety.files import atomic_write, faults_of, read_limited
+from kcpr_safety.report.collection import CELLS
 from kcpr_safety.studies.suites import Cell
 
-CELLS, RUNS, LOCKS, LOGS = "cells", "runs", "locks", "logs"
+RUNS, LOCKS, LOGS = "runs", "locks", "logs"
 _MAX_CONFIG = 2**20
 
 

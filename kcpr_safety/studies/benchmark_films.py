@@ -16,12 +16,12 @@ from rich.progress import track
 
 from kcpr_safety.errors import KcprError
 from kcpr_safety.files import atomic_write
+from kcpr_safety.report.collection import INDEX, VIDEOS
 from kcpr_safety.studies.benchmark_cell import RUNS, row_path
 from kcpr_safety.studies.suites import Cell
 from kcpr_safety.texts import json_object
 from kcpr_safety.training.video import best_format, record_video
 
-VIDEOS, INDEX = "videos", "index.json"
 SECONDS = 6.0
 _KINDS = ("nominal", "worst")
 

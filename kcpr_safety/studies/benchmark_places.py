@@ -6,6 +6,7 @@ machines share (a cell resumes from files there), and the package must be instal
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -149,7 +150,7 @@ class Cluster:
             raise MissingPackageError("ray", "pip install 'kcpr-safety[ray]'") from error
         self._ray = ray
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise EnvironmentFault(
                 f"no Ray cluster at '{address}': {str(error).strip().splitlines()[0]} "
