@@ -103,7 +103,7 @@ def _lead(collection: Collection) -> str:
     few = ""
     if seeds and min(seeds) < 5:
         few = (
-            f" <strong>Of {min(seeds)} training seed{'s' if min(seeds) > 1 else ''}: too few to "
+            f" <strong>With {min(seeds)} training seed{'s' if min(seeds) > 1 else ''}, too few to "
             "conclude from.</strong>"
         )
     return f'<p class="lead">{escape(hidden_breaches(collection))}{few}</p><p>{told}</p>'

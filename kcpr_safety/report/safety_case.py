@@ -44,7 +44,7 @@ machine itself and an independent, non-learned last resort.</dd>
 dynamics, observations without added noise, their distribution of starts and layouts, full episodes,
 the control period of the contract, the deterministic policy.</dd>
 </dl>
-{table("Hazards, and what is shown about each.", _COLUMNS, rows, "wide")}
+{table("Hazards, and what is shown about each.", _COLUMNS, rows, "wide case")}
 <h3>What would void this evidence</h3>
 <ul>{"".join(f"<li>{escape(reason)}</li>" for reason in _VOIDS)}</ul>
 </section>"""
