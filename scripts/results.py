@@ -9,7 +9,6 @@ again replaces the row of its agent, seed and steps. `kcpr-safety report results
 them with intervals.
 """
 
-import hashlib
 import json
 import sys
 from collections import defaultdict
@@ -32,8 +31,7 @@ _IDENTITY = ("agent", "seed", "steps", "budget", "eval_seed", "episodes")
 def judge(run: Path) -> dict[str, Any]:
     """Evaluate a run and put its row into the file of its task."""
     evaluate(run, episodes=EPISODES)
-    digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
-    row = row_of(read_run(run), digest)
+    row = row_of(read_run(run))
     path = RESULTS / f"{row['task']}.jsonl"
     kept = [old for old in read(path) if any(old[key] != row[key] for key in _IDENTITY)]
     kept.append(row)

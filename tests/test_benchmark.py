@@ -31,7 +31,7 @@ description = "A grid-world that trains in a second."
 tasks = ["GridCorridor-v0"]
 agents = ["kldmp", "dqn"]
 seeds = [0, 1]
-steps = 640
+steps = 2_400
 episodes = 4
 """
 
@@ -94,12 +94,12 @@ class TestSuites:
     def test_a_changed_number_is_another_cell(self, small: Suite) -> None:
         names = {cell.name for cell in small.cells()}
         for changed in (
-            narrowed(small, (), (), 641),
+            narrowed(small, (), (), 2_401),
             narrowed(small, (), (7,), None),
             narrowed(small, ("sql",), (), None),
         ):
             assert not names & {cell.name for cell in changed.cells()}
-        assert names == {cell.name for cell in narrowed(small, (), (), 640).cells()}
+        assert names == {cell.name for cell in narrowed(small, (), (), 2_400).cells()}
 
     def test_an_ablation_is_told_from_its_agent(self, tmp_path: Path) -> None:
         more = SUITE + '[[ablations]]\nlabel = "less"\nagent = "kldmp"\nset = { softening = 0.3 }\n'
@@ -113,12 +113,12 @@ class TestSuites:
         [
             (("[0, 1]", "[]"), SettingsError, "has no seed"),
             (("[0, 1]", "[0, 0]"), SettingsError, "names a seed twice"),
-            (("640", "0"), SettingsError, "whole numbers >= 1"),
-            (("640", "'many'"), FileFault, "'steps' must be a whole number"),
+            (("2_400", "0"), SettingsError, "whole numbers >= 1"),
+            (("2_400", "'many'"), FileFault, "'steps' must be a whole number"),
             (("episodes = 4", ""), FileFault, "lacks episodes"),
             (("title", "titel"), FileFault, "unknown key 'titel'"),
             (("kldmp", "kldmq"), UnknownNameError, "kldmp"),
-            (("GridCorridor", "GridKorridor"), UnknownNameError, "GridCorridor"),
+            (("GridCorridor", "GridKorridor"), UnknownNameError, "unknown task"),
             (("= 4", "= 4\nsteps_of = { x = 3 }"), SettingsError, "names x, no task of it"),
             (("= 4", "= 4\nablations = [3]"), FileFault, "a label, an agent and a set"),
         ],
@@ -172,11 +172,11 @@ class TestGrid:
         cells = small.cells()
         metrics = tmp_path / "runs" / cells[0].name / "metrics.jsonl"
         metrics.parent.mkdir(parents=True)
-        metrics.write_text('{"steps": 320}\n')
+        metrics.write_text('{"steps": 1200}\n')
         board = benchmark.Board(cells, cells, tmp_path)
         board._started = time.perf_counter() - 10.0
-        assert board.left_s(320.0) is None  # an earlier session's steps
-        left = board.left_s(640.0)  # 320 steps in 10 s; 1,920 are left
+        assert board.left_s(1200.0) is None  # an earlier session's steps
+        left = board.left_s(2400.0)  # 1,200 steps in 10 s; 7,200 are left
         assert left == pytest.approx(60.0, rel=0.01)
         assert benchmark.clock(left + 0.5) == "0:01:00" and benchmark.clock(None) == "?"
 
@@ -251,7 +251,7 @@ def test_a_real_cell_becomes_a_row_and_a_bad_one_a_reason(tmp_path: Path) -> Non
     assert failure["cell"] == cells[1].name and "config.json" in failure["reason"]
     (row,) = rows_of(tmp_path / "out").values()
     assert row["label"] == "kldmp" and row["episodes"] == len(row["returns"]) == 4
-    assert row["eval_seed"] >= 10_000 and row["steps"] == 640
+    assert row["eval_seed"] >= 10_000 and row["steps"] == 2_400
     assert row["punishment_training"] >= 0 and len(row["config_sha256"]) == 64
 
 
@@ -259,7 +259,7 @@ def test_a_real_cell_becomes_a_row_and_a_bad_one_a_reason(tmp_path: Path) -> Non
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     """SIGKILL at random moments, to the benchmark alone or to its whole family."""
     suite = tmp_path / "small.toml"
-    suite.write_text(SUITE.replace("640", "1_600").replace("[0, 1]", str(list(range(10)))))
+    suite.write_text(SUITE.replace("2_400", "3_200").replace("[0, 1]", str(list(range(10)))))
     finish(suite, tmp_path / "whole", "--jobs", "2")
     dice, written = random.Random(0), dict[str, int]()
     for kill in range(20):

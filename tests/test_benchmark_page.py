@@ -196,7 +196,7 @@ class TestProblems:
         path = write_rows(tmp_path / "rows.jsonl", [{"schema_version": "trial-0"}])
         with pytest.raises(FileFault, match="no row can be shown"):
             build_report([path], tmp_path)
-        with pytest.raises(FileFault, match="is neither a run"):
+        with pytest.raises(FileFault, match="is no run folder"):
             collect([tmp_path / "nowhere"])
 
     def test_only_the_clock_may_differ_between_two_runs_of_one_training(self) -> None:

@@ -41,8 +41,8 @@ class Benchmark:
     ray: Annotated[str | None, arg(metavar="ADDRESS", help_behavior_hint=OPTIONAL)] = None
     """Run on this Ray cluster (auto: the one begun here by `ray start --head`). The output folder
     must be one that its machines share."""
-    videos: bool = True
-    """Film a nominal and the worst episode of each agent on each task."""
+    no_videos: bool = False
+    """Do not film a nominal and the worst episode of each agent on each task."""
     out: Folder = None
     """Where everything goes; not given: runs/benchmark-SUITE."""
     json: bool = False
@@ -58,7 +58,7 @@ class Benchmark:
         out = self.out or Path("runs") / f"benchmark-{suite.name}"
         place = Cluster(self.ray, self.jobs) if self.ray else Here(self.jobs)
         try:
-            record = benchmark.run(suite, out, place, videos=self.videos)
+            record = benchmark.run(suite, out, place, videos=not self.no_videos)
         finally:
             place.close()
         return record, 1 if record["failed"] else 0

@@ -68,7 +68,7 @@ def _curves(
     if any(s.x for s in theirs):
         words += " Imported lines as they were logged, of one seed each."
     chart = draw.line_chart(series, unit, alt, budget=budget)
-    return figure(title, chart, words, values(title, series))
+    return figure(title, chart, words, values(f"{title} on {comparison.protocol.task}", series))
 
 
 def _imported(p: Published, column: int, protocol: Protocol, styles: Styles) -> Series:
@@ -96,7 +96,7 @@ def _suffered(comparison: Comparison, styles: Styles) -> str:
     alt = f"{title} on {comparison.protocol.task}, mean over seeds: {ends}."
     chart = draw.line_chart(series, "punishment so far", alt, zero=True)
     words = "Everything that was suffered while learning, exploration included: the regret."
-    return figure(title, chart, words, values(title, series))
+    return figure(title, chart, words, values(f"{title} on {comparison.protocol.task}", series))
 
 
 def _curve(standing: Standing, column: int, style: Style, *, validation: bool = True) -> Series:

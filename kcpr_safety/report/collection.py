@@ -5,7 +5,6 @@ folder; OmniSafe's `progress.csv` or the folder that holds one. Whatever cannot 
 `Problem` that the page shows.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from kcpr_safety.files import read_limited
 from kcpr_safety.report.published import Published, read_progress, references
 from kcpr_safety.report.runs import Row, read_run
 from kcpr_safety.report.standings import Across, Comparison, across, compare_trials
-from kcpr_safety.report.trials import MAX_BYTES, Problem, Trial, read_rows, read_trials, row_of
+from kcpr_safety.report.trials import Problem, Trial, read_rows, read_trials, row_of
 
 SUITE_FILE, CELLS, VIDEOS, INDEX = "suite.json", "cells", "videos", "index.json"
 PROGRESS = "progress.csv"
@@ -100,16 +99,17 @@ def _take(path: Path, found: _Found) -> None:
     elif (path / PROGRESS).is_file():
         found.imported.append(read_progress(path / PROGRESS))
     elif is_plain_run(path):
-        digest = hashlib.sha256(read_limited(path / "config.json", MAX_BYTES)).hexdigest()
-        found.rows.append((str(path), row_of(read_run(path), digest)))
+        found.rows.append((str(path), row_of(read_run(path))))
     elif (path / SUITE_FILE).is_file():
         _take_benchmark(path, found)
     else:
+        if (path / "card.json").is_file():
+            raise FileFault(f"{path} is a bundle; a report needs the run")
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
         if not files:
             raise FileFault(
-                f"{path} is neither a run, a benchmark's folder, a folder with .jsonl files of "
-                "rows, nor one with OmniSafe's progress.csv"
+                f"{path} is no run folder, no benchmark's, none with .jsonl files of rows, and "
+                "none with OmniSafe's progress.csv"
             )
         for file in files:
             _take_rows(file, found)

@@ -7,6 +7,7 @@ a `Problem`, never dropped or averaged in silence. Of two rows about one trainin
 taken; of two that contradict each other none.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,17 +89,16 @@ class Trial:
 
 
 def row_of(
-    run: Run,
-    digest: str,
-    label: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    run: Run, label: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The row of an evaluated run; `digest` is the hash of its configuration file."""
+    """The row of an evaluated run, whose agent differs from `run.agent` by `overrides`."""
     if run.evidence is None:
         raise FileFault(
             f"{run.path} has no evaluation of its policy; run: kcpr-safety evaluate {run.path}"
         )
     judged = read_json(run.path / EVIDENCE_FILE)
+    config = read_limited(run.path / "config.json", MAX_BYTES)
+    threads = json_object(config).get("threads", 1)
     at = first_feasible([number(row.get("punishment_mean")) for row in run.validation], run.budget)
     first = {} if at is None else run.validation[at]
     last = run.train[-1] if run.train else {}
@@ -131,11 +131,11 @@ def row_of(
             ),
         ),
         "command": f"kcpr-safety train {run.task} --agent {run.agent} --steps {run.steps} "
-        f"--seed {run.seed}{changed}",
+        f"--seed {run.seed} --budget {run.budget:g} --threads {threads}{changed}",
         "settings": dict(run.settings),
         "versions": dict(run.versions),
         "machine": run.machine,
-        "config_sha256": digest,
+        "config_sha256": hashlib.sha256(config).hexdigest(),
     }
 
 

@@ -107,7 +107,7 @@ class Board:
         self._begun = {cell.name: _share(out, cell) * cell.steps for cell in todo}
         """Steps that earlier sessions made."""
         self._started = time.perf_counter()
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "Board":

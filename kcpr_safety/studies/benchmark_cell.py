@@ -9,7 +9,6 @@ saves and stops within a second or so, and the lock is free for the next who com
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -20,12 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kcpr_safety.errors import EXIT_CODE, KcprError
-from kcpr_safety.files import atomic_write, faults_of, read_limited
+from kcpr_safety.files import atomic_write, faults_of
 from kcpr_safety.report.collection import CELLS
 from kcpr_safety.studies.suites import Cell
 
 RUNS, LOCKS, LOGS = "runs", "locks", "logs"
-_MAX_CONFIG = 2**20
 
 
 def row_path(out: Path, name: str) -> Path:
@@ -54,9 +52,7 @@ def run_cell(cell: Cell, out: Path) -> None:
             threads=1,
         )
         api.evaluate(run, episodes=cell.episodes)
-        config = read_limited(run / "config.json", _MAX_CONFIG)
-        digest = hashlib.sha256(config).hexdigest()
-        row = row_of(read_run(run), digest, cell.label, cell.overrides)
+        row = row_of(read_run(run), cell.label, cell.overrides)
         atomic_write(path, json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n")
 
 
