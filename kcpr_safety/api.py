@@ -15,7 +15,7 @@ Each function imports what it needs when it is called: loading a policy takes no
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     progress: bool = False,
     tensorboard: bool = False,
+    track: Sequence[str] = (),
 ) -> Result:
     """Train a policy and keep it in a run folder (`result.path`).
 
@@ -118,9 +119,10 @@ def train(
     sac-lag; `budget` replaces the card's allowed punishment per episode; `init` is a run or bundle
     to start from; `threads` is how many cores the learner may use (default 2; give 1 to each of two
     runs side by side); `overrides` replaces numbers of the agent (`agents.settings.Settings`);
-    `progress` shows a live display on stderr; `tensorboard` also writes curves for
-    TensorBoard. What is left None has the task's default. An existing run is never overwritten.
-    Ctrl-C saves everything and raises a `KcprError` that says how to go on.
+    `progress` shows a live display on stderr; `tensorboard` also writes curves for TensorBoard, and
+    `track` names further services (wandb, mlflow). What is left None has the task's default. An
+    existing run is never overwritten. Ctrl-C saves everything and raises a `KcprError` that says
+    how to go on.
     """
     from kcpr_safety.training.options import TrainOptions
     from kcpr_safety.training.runs import train_run
@@ -138,14 +140,21 @@ def train(
         threads=threads,
         overrides=overrides or {},
     )
-    return Result.from_record(train_run(options, _sinks(progress, tensorboard)).record())
+    return Result.from_record(train_run(options, _sinks(progress, tensorboard, track)).record())
 
 
-def resume(run: StrPath, *, progress: bool = False, tensorboard: bool = False) -> Result:
+def resume(
+    run: StrPath,
+    *,
+    progress: bool = False,
+    tensorboard: bool = False,
+    track: Sequence[str] = (),
+) -> Result:
     """Continue an interrupted training run from its last checkpoint."""
     from kcpr_safety.training.runs import resume_run
 
-    return Result.from_record(resume_run(Path(run), _sinks(progress, tensorboard)).record())
+    sinks = _sinks(progress, tensorboard, track)
+    return Result.from_record(resume_run(Path(run), sinks).record())
 
 
 def evaluate(
@@ -192,7 +201,8 @@ def load_policy(path: StrPath, *, trust: Iterable[StrPath] = ()) -> Policy:
 
 
 def report(runs: Iterable[StrPath] | StrPath, out: StrPath) -> Path:
-    """Write one self-contained HTML page about these runs; returns its path."""
+    """Write one self-contained HTML page about these runs, or about a benchmark's folder, rows
+    (`.jsonl`) or OmniSafe's `progress.csv`; returns its path."""
     from kcpr_safety.report import build_report
 
     places = [runs] if isinstance(runs, str | Path) else list(runs)
@@ -216,10 +226,12 @@ def locate(path: StrPath) -> Path:
     raise FileFault(f"'{path}' is neither a run or bundle folder nor a shipped policy{named}")
 
 
-def _sinks(progress: bool, tensorboard: bool) -> "list[Sink]":
-    from kcpr_safety.training.sinks import TensorBoard, live_sinks
+def _sinks(progress: bool, tensorboard: bool, track: Sequence[str]) -> "list[Sink]":
+    from kcpr_safety.training.sinks import live_sinks
+    from kcpr_safety.training.trackers import trackers
 
-    return [*live_sinks(progress), *([TensorBoard()] if tensorboard else [])]
+    names = [*(["tensorboard"] if tensorboard else []), *track]
+    return [*live_sinks(progress), *trackers(names)]
 
 
 def _fresh_folder(out: StrPath | None, name: str) -> Path:

@@ -54,7 +54,7 @@ def check_names(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     ours = {top for top in tops if not top.endswith(".dist-info")}
     expect(ours == {PACKAGE}, f"the wheel claims {sorted(ours)}")
-    for kind in ("tasks", "policies"):
+    for kind in ("tasks", "suites", "policies"):
         shipped = {n.split("_data/")[1] for n in names if f"/_data/{kind}/" in n}
         tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / kind).rglob("*") if p.is_file()}
         expect(shipped == tracked, f"{kind}/ differs in the wheel: {sorted(shipped ^ tracked)}")

@@ -3,68 +3,42 @@
     python scripts/results.py judge runs/a runs/b     evaluate each run on 50 episodes; keep a row
     python scripts/results.py table                   write the README's table from the rows
 
-A row in `results/TASK.jsonl` holds the stable keys of every result, the command that trained the
-run, versions and machine. Judging a run again replaces the row of its agent, seed and steps.
+A row in `results/TASK.jsonl` (`kcpr_safety.report.trials`) holds the stable keys of every result,
+every episode, curves, the command that trained the run, versions, machine and hashes. Judging a run
+again replaces the row of its agent, seed and steps. `kcpr-safety report results --out PAGE` shows
+them with intervals.
 """
 
 import json
 import sys
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kcpr_safety.agents.families import family_of
 from kcpr_safety.api import STABLE_KEYS, evaluate
+from kcpr_safety.report.runs import read_run
+from kcpr_safety.report.trials import row_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 EPISODES = 50
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 _IDENTITY = ("agent", "seed", "steps", "budget", "eval_seed", "episodes")
-_KEPT = ("kept_steps", "predicted_punishment", "realised_punishment")
 
 
 def judge(run: Path) -> dict[str, Any]:
     """Evaluate a run and put its row into the file of its task."""
-    record = evaluate(run, episodes=EPISODES).record()
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    row = {key: record[key] for key in (*STABLE_KEYS, *_KEPT)} | {
-        "path": run.name,
-        "punishment_training": [r for r in rows if r["kind"] == "train"][-1]["punishment_total"],
-        "train_wall_s": rows[-1]["wall_s"],
-        "punishment_worst": max(record["punishments"]),
-        "command": command(config),
-        "settings": config["settings"],
-        "versions": config["versions"],
-        "machine": config["machine"],
-    }
-    path = RESULTS / f"{record['task']}.jsonl"
+    evaluate(run, episodes=EPISODES)
+    row = row_of(read_run(run))
+    path = RESULTS / f"{row['task']}.jsonl"
     kept = [old for old in read(path) if any(old[key] != row[key] for key in _IDENTITY)]
     kept.append(row)
     kept.sort(key=lambda r: tuple(str(r[key]) for key in _IDENTITY))
     RESULTS.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept), encoding="utf-8")
     return row
-
-
-def command(config: dict[str, Any]) -> str:
-    """What to type for the same run: every setting that is not the agent's default is told."""
-    usual = asdict(family_of(config["agent"]).settings(config["agent"], {}))
-    told = [
-        f"--set {name}={value}"
-        for name, value in config["settings"].items()
-        if value != usual.get(name)
-    ]
-    words = [
-        f"kcpr-safety train {config['task']} --agent {config['agent']} --steps {config['steps']} "
-        f"--seed {config['seed']} --budget {config['budget']:g} --threads {config['threads']}",
-        *told,
-    ]
-    return " ".join(words)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

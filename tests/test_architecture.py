@@ -22,7 +22,7 @@ NOTHING_BUT = {
     "contract": {"kcpr_safety.errors", "kcpr_safety.texts"},
     "cards": {"kcpr_safety.errors", "kcpr_safety.files", "kcpr_safety.texts"},
     "seeds": {"kcpr_safety.errors", "numpy"},
-    "stats": {"jaxtyping", "numpy"},
+    "stats": {"kcpr_safety.stats", "jaxtyping", "numpy"},
     "files": {"kcpr_safety.errors"},
     "ops": {"kcpr_safety.ops", "kcpr_safety.errors", "torch", "jaxtyping"},
     "controller": {"kcpr_safety.contract", "kcpr_safety.errors", "torch"},

@@ -79,7 +79,7 @@ def test_readme_names_only_commands_that_exist() -> None:
 
 
 def test_data_folders_claim_no_package_name() -> None:
-    for folder in ("tasks", "policies"):
+    for folder in ("tasks", "suites", "policies"):
         assert not list((ROOT / folder).rglob("*.py")), folder
         with pytest.raises(ImportError):
             importlib.import_module(f"{folder}.anything")

@@ -1,6 +1,7 @@
 """Which commands are there, in the order of the overview?"""
 
 from kcpr_safety.cli.benching import Bench
+from kcpr_safety.cli.benchmarking import Benchmark
 from kcpr_safety.cli.deploying import Keygen
 from kcpr_safety.cli.inspection import Check, Doctor, Policies, Tasks
 from kcpr_safety.cli.learning import Demo, Evaluate, Export, Report, Resume, Train
@@ -18,6 +19,7 @@ COMMANDS: dict[str, type[Command]] = {
         Export,
         Report,
         Policies,
+        Benchmark,
         Keygen,
         Reproduce,
         Grid,

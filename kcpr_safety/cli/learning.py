@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -96,6 +96,8 @@ class Train(ShowsResult):
     """Replace numbers of the agent, for research; a wrong name lists the right ones."""
     tensorboard: bool = False
     """Also write curves for TensorBoard into the run folder."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Also send rows to these services (extras of the same names)."""
     json: bool = False
     """One JSON object on stdout, nothing else (progress goes to stderr)."""
 
@@ -116,6 +118,7 @@ class Train(ShowsResult):
             overrides=parse_settings(self.set),
             progress=True,
             tensorboard=self.tensorboard,
+            track=self.track,
         )
         return result.record(), 0
 
@@ -129,13 +132,17 @@ class Resume(ShowsResult):
     """A run folder that `train` made."""
     tensorboard: bool = False
     """Also write curves for TensorBoard into the run folder."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Also send rows to these services (extras of the same names)."""
     json: bool = False
     """One JSON object on stdout, nothing else (progress goes to stderr)."""
 
     def run(self) -> tuple[dict[str, Any], int]:
         from kcpr_safety import api
 
-        result = api.resume(self.run_folder, progress=True, tensorboard=self.tensorboard)
+        result = api.resume(
+            self.run_folder, progress=True, tensorboard=self.tensorboard, track=self.track
+        )
         return result.record(), 0
 
 
@@ -193,11 +200,16 @@ class Export(ShowsResult):
 
 @dataclass(frozen=True)
 class Report:
-    """Write one self-contained HTML page about one or more runs."""
+    """Write one self-contained HTML page about runs, or about agents over seeds and tasks."""
 
-    examples: ClassVar[str] = "  kcpr-safety report runs/a runs/b --out report"
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")]
-    """Run folders."""
+    examples: ClassVar[str] = """
+  kcpr-safety report runs/a runs/b --out report
+  kcpr-safety report runs/benchmark-quick --out report        a benchmark's folder
+  kcpr-safety report results runs/PPOLag-seed-000 --out report    rows, and a run of OmniSafe's
+"""
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN|BENCHMARK|ROWS|CSV...")]
+    """Run folders alone: a page of these runs. With a benchmark's folder, .jsonl files of rows (or
+    a folder of them) or OmniSafe's progress.csv among them: a page of agents over seeds."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to write the page to."""
     json: bool = False

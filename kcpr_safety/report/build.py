@@ -1,4 +1,8 @@
-"""How do run folders become one page and one JSON file with the same numbers?"""
+"""How do run folders become one page and one JSON file with the same numbers?
+
+Where anything but run folders is among the places (a benchmark's folder, rows, `progress.csv`), all
+of them go onto one page of agents over seeds (`benchmark_build`).
+"""
 
 import json
 import math
@@ -8,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kcpr_safety.files import atomic_write
+from kcpr_safety.report.benchmark_build import build_benchmark
+from kcpr_safety.report.collection import collect, is_plain_run
 from kcpr_safety.report.judge import Entry, Group, compare
 from kcpr_safety.report.page import page
 from kcpr_safety.report.runs import read_runs
@@ -17,13 +23,15 @@ SCHEMA_VERSION = "1"
 
 
 def build_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write the report of these runs; returns the page's path.
+    """Write the report of these runs (or rows); returns the page's path.
 
     `out` is a folder, which gets `report.html` and `report.json`, or a name that ends in `.html`,
     with the JSON file beside it. The same runs give the same bytes.
     """
     out = Path(out)
     target = out if out.suffix == ".html" else out / "report.html"
+    if runs and not all(is_plain_run(Path(run)) or not Path(run).exists() for run in runs):
+        return build_benchmark(collect(runs), target)
     groups = compare(read_runs(runs))
     record = json.dumps(report_record(groups), indent=1, sort_keys=True, allow_nan=False)
     html = page(groups)

@@ -39,6 +39,9 @@ class Series:
     y: Sequence[float]
     style: Style
     dots: bool = False
+    low: Sequence[float] = ()
+    """With `high`, a band about the line; point by point, or none at all."""
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,16 @@ def line_chart(
     *,
     budget: float | None = None,
     zero: bool = False,
+    x_name: str = "environment steps",
+    x_label: Callable[[float], str] = steps_label,
 ) -> str:
-    """Lines over environment steps, with the budget if there is one.
+    """Lines over environment steps (or what `x_name` says), with the budget if there is one.
 
     Where the largest value is far beyond the budget, the axis is compressed towards the top, so
     that the part that matters can still be read; the unit then says so.
     """
     xs = [x for s in series for x in s.x]
-    ys = [y for s in series for y in s.y if not math.isnan(y)]
+    ys = [y for s in series for y in (*s.y, *s.low, *s.high) if not math.isnan(y)]
     if not ys:
         return _frame([_text(WIDTH / 2, HEIGHT / 2, "no values", "tick", "middle")], alt)
     low, high = min(ys), max(ys)
@@ -89,7 +94,7 @@ def line_chart(
     bottom = low if low == 0 else low - pad
     across = Scale(0.0, max(xs), LEFT, WIDTH - RIGHT)
     up = Scale(bottom, high + pad, HEIGHT - BOTTOM, TOP, knee)
-    parts = _axes(across, up, unit)
+    parts = _axes(across, up, unit, x_label, x_name)
     if budget is not None:
         y = up(budget)
         parts.append(
@@ -98,7 +103,34 @@ def line_chart(
             f'<line class="budget" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_px(y)}" y2="{_px(y)}"/>'
         )
         parts.append(_text(WIDTH - RIGHT - 3, y - 5, f"budget {short(budget)}", "limit", "end"))
+    parts += [_band(s, across, up) for s in series if s.low]
     parts += [_dots(s, across, up) if s.dots else _line(s, across, up) for s in series]
+    return _frame(parts, alt)
+
+
+def exceedance_chart(rows: Sequence[tuple[Sequence[float], Style]], budget: float, alt: str) -> str:
+    """Share of episodes that are punished more than x, for each x; where a line crosses the budget
+    stands the share over budget. Far beyond the budget the axis is compressed."""
+    most = max([1.4 * budget, 1.0, *(max(values) for values, _ in rows)])
+    knee = max(budget, 1.0) if most > 4 * max(budget, 1.0) else 0.0
+    across = Scale(0.0, most, LEFT, WIDTH - RIGHT, knee)
+    up = Scale(0.0, 1.0, HEIGHT - BOTTOM, TOP)
+    name = "punishment of an episode" + (" (axis compressed)" if knee else "")
+    parts = _axes(across, up, "share of episodes above", short, name)
+    x = across(budget)
+    parts.append(
+        f'<rect class="forbidden" x="{_px(x)}" y="{TOP}" width="{_px(WIDTH - RIGHT - x)}" '
+        f'height="{HEIGHT - BOTTOM - TOP}"/>'
+        f'<line class="budget" x1="{_px(x)}" x2="{_px(x)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    )
+    parts.append(_limit(x, budget))
+    for values, style in rows:
+        ordered, count = sorted(values), len(values)
+        path = [f"M{_px(across(0.0))} {_px(up(1.0))}"]
+        for i, value in enumerate(ordered, start=1):
+            if i == count or ordered[i] != value:
+                path.append(f"H{_px(across(value))}V{_px(up(1 - i / count))}")
+        parts.append(f'<path class="line {style.css}" d="{"".join(path)}"/>')
     return _frame(parts, alt)
 
 
@@ -166,21 +198,22 @@ def trade_chart(
     rows: Sequence[tuple[Sequence[float], Sequence[float], Interval, Interval, Style]],
     budget: float,
     alt: str,
+    of: str = "of an episode",
 ) -> str:
-    """Return against punishment: a small dot per episode, a cross for the means' intervals."""
+    """Return against punishment: a small dot each, a cross for the means' intervals."""
     xs = [x for punishments, _, _, _, _ in rows for x in punishments]
     ys = [y for _, returns, _, _, _ in rows for y in returns]
     pad = 0.08 * ((max(ys) - min(ys)) or abs(max(ys)) or 1.0)
     across = Scale(0.0, max([*xs, 1.4 * budget, 1.0]) * 1.03, LEFT, WIDTH - RIGHT)
     up = Scale(min(ys) - pad, max(ys) + pad, HEIGHT - BOTTOM, TOP)
-    parts = _axes(across, up, "return of an episode", short, "punishment of an episode")
+    parts = _axes(across, up, f"return {of}", short, f"punishment {of}")
     x = across(budget)
     parts.append(
         f'<rect class="forbidden" x="{_px(x)}" y="{TOP}" width="{_px(WIDTH - RIGHT - x)}" '
         f'height="{HEIGHT - BOTTOM - TOP}"/>'
         f'<line class="budget" x1="{_px(x)}" x2="{_px(x)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
     )
-    parts.append(_text(x, TOP - 7, f"budget {short(budget)}", "limit", "middle"))
+    parts.append(_limit(x, budget))
     for punishments, returns, punished, returned, style in rows:
         parts.append(_dots(Series("", punishments, returns, style), across, up))
         left, right = (across(_within(v, across)) for v in (punished.low, punished.high))
@@ -266,8 +299,12 @@ def _ticks_below(
 ) -> list[str]:
     parts = []
     base = height - BOTTOM
-    for value in ticks(across.low, across.high, 4):
+    last = -math.inf
+    for value in _bent_ticks(across) if across.knee else ticks(across.low, across.high, 4):
         x = across(value)
+        if x - last < 34:
+            continue
+        last = x
         parts.append(f'<line class="grid" x1="{_px(x)}" x2="{_px(x)}" y1="{top}" y2="{base}"/>')
         parts.append(_text(x, base + 15, label(value), "tick", "middle"))
     parts.append(_text(WIDTH - RIGHT, height - 4, name, "unit", "end"))
@@ -283,6 +320,22 @@ def _line(series: Series, across: Scale, up: Scale) -> str:
         path.append(f"{pen}{_px(across(x))} {_px(up(y))}")
         pen = "L"
     return f'<path class="line {series.style.css}" d="{"".join(path)}"/>'
+
+
+def _band(series: Series, across: Scale, up: Scale) -> str:
+    """Between low and high; NaN begins a new piece."""
+    pieces: list[list[tuple[float, float, float]]] = [[]]
+    for x, low, high in zip(series.x, series.low, series.high, strict=True):
+        if math.isnan(low + high):
+            pieces.append([])
+        else:
+            pieces[-1].append((across(x), up(_within(low, up)), up(_within(high, up))))
+    path = ""
+    for piece in pieces:
+        there = "L".join(f"{_px(x)} {_px(y)}" for x, _, y in piece)
+        back = "L".join(f"{_px(x)} {_px(y)}" for x, y, _ in reversed(piece))
+        path += f"M{there}L{back}Z" if piece else ""
+    return f'<path class="band {series.style.css}" d="{path}"/>'
 
 
 def _dots(series: Series, across: Scale, up: Scale) -> str:
@@ -312,6 +365,18 @@ def _text(x: float, y: float, words: str, css: str, anchor: str = "start") -> st
     return (
         f'<text class="{css}" x="{_px(x)}" y="{_px(y)}" text-anchor="{anchor}">'
         f"{escape(words)}</text>"
+    )
+
+
+def _limit(x: float, budget: float) -> str:
+    """The budget's name beside its upright line, where there is room for it."""
+    room = x < 0.75 * WIDTH
+    return _text(
+        x + 5 if room else x - 5,
+        TOP + 13,
+        f"budget {short(budget)}",
+        "limit",
+        "start" if room else "end",
     )
 
 

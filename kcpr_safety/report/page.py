@@ -6,13 +6,12 @@ and figures are inside, no script, no font, no address of anything outside.
 
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 
-from kcpr_safety import __version__
 from kcpr_safety.report import figures as draw
 from kcpr_safety.report import panels, tables
 from kcpr_safety.report.judge import Entry, Group, Judgement
 from kcpr_safety.report.numbers import short
+from kcpr_safety.report.shell import document
 from kcpr_safety.report.tables import PERCENT, percent, spread
 from kcpr_safety.stats import CVAR_LEVEL, share_interval
 
@@ -28,20 +27,8 @@ def page(groups: Sequence[Group]) -> str:
     """The whole document."""
     entries = [entry for group in groups for entry in group.entries]
     title = f"Safety report: {', '.join(sorted({group.task for group in groups}))}"
-    css = resources.files("kcpr_safety.report").joinpath("page.css").read_text("utf-8")
     sections = "".join(_section(group, i, len(groups)) for i, group in enumerate(groups))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-{css}</style>
-</head>
-<body{' class="alone"' if len(entries) == 1 else ""}>
-<a class="skip" href="#evidence">Skip to the evidence</a>
+    body = f"""<a class="skip" href="#evidence">Skip to the evidence</a>
 <header class="page">
 <p class="kicker">{escape(title)}</p>
 {_headline(entries)}
@@ -49,12 +36,11 @@ def page(groups: Sequence[Group]) -> str:
 <main id="evidence">
 {_separation(groups)}{sections}
 {_method()}
-</main>
-<footer><p>Made by kcpr-safety {escape(__version__)} from {_count(len(entries), "run")}. The numbers
-are in the JSON file beside this page.</p></footer>
-</body>
-</html>
-"""
+</main>"""
+    footer = (
+        f"from {_count(len(entries), 'run')}. The numbers are in the JSON file beside this page."
+    )
+    return document(title, body, footer, css_class="alone" if len(entries) == 1 else "")
 
 
 # ---------------------------------------------------------------------------------------- verdict

@@ -100,7 +100,7 @@ def _curves(
     limit = "" if budget is None else f" The budget is {short(budget)}."
     alt = f"{title}, {unit} over environment steps: {ends}.{limit}"
     chart = draw.line_chart(lines + dots, unit, alt, budget=budget, zero=zero)
-    return _figure(title, chart, words, _values(title, lines))
+    return figure(title, chart, words, values(title, lines))
 
 
 def _calibration(group: Group, styles: Sequence[Style]) -> str:
@@ -128,7 +128,7 @@ def _calibration(group: Group, styles: Sequence[Style]) -> str:
         "Discounted punishment from a step on, one dot per validation. On the diagonal the "
         f"evaluation critic is right; below it danger is underestimated. {escape(final)}"
     )
-    return _figure(title, chart, words)
+    return figure(title, chart, words)
 
 
 def _episodes(group: Group, styles: Sequence[Style]) -> str:
@@ -149,7 +149,7 @@ def _episodes(group: Group, styles: Sequence[Style]) -> str:
     caption = (
         f"One dot per episode; below, the mean and its {PERCENT} interval. Tinted: over budget."
     )
-    return _figure(title, chart, caption)
+    return figure(title, chart, caption)
 
 
 def _trade(group: Group, styles: Sequence[Style]) -> str:
@@ -164,23 +164,22 @@ def _trade(group: Group, styles: Sequence[Style]) -> str:
     alt = f"{title} of each evaluation episode; the table of the final evaluation has the means."
     chart = draw.trade_chart(rows, group.budget, alt)
     caption = f"One dot per episode; crosses span the {PERCENT} intervals of both means."
-    return _figure(title, chart, caption)
+    return figure(title, chart, caption)
 
 
-def _figure(title: str, chart: str, words: str, values: str = "") -> str:
-    return (
-        f"<figure><h4>{escape(title)}</h4>{chart}<figcaption>{words}</figcaption>{values}</figure>"
-    )
+def figure(title: str, chart: str, words: str, more: str = "") -> str:
+    """A drawing with its words; `more` stands below them."""
+    return f"<figure><h4>{escape(title)}</h4>{chart}<figcaption>{words}</figcaption>{more}</figure>"
 
 
-def _values(title: str, lines: Sequence[Series]) -> str:
+def values(title: str, lines: Sequence[Series]) -> str:
     """A dozen of the plotted values, for those who cannot or will not read a drawing."""
     x = max((s.x for s in lines), key=len)
     if not x:
         return ""
     chosen = sorted({round(i * (len(x) - 1) / (_ROWS_SHOWN - 1)) for i in range(_ROWS_SHOWN)})
     by_step = [dict(zip(s.x, s.y, strict=True)) for s in lines]
-    rows = [[x[i], *(values.get(x[i], math.nan) for values in by_step)] for i in chosen]
+    rows = [[x[i], *(known.get(x[i], math.nan) for known in by_step)] for i in chosen]
     shown = tables.values_table(title, ["steps", *(s.label for s in lines)], rows)
     return f"<details><summary>Values</summary>{shown}</details>"
 

@@ -7,16 +7,15 @@ every agent's figures; then the ablations. One file, made of the report's own pi
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from kcpr_safety import __version__
 from kcpr_safety.report import figures as draw
 from kcpr_safety.report.figures import Series, Style
 from kcpr_safety.report.numbers import short, span
 from kcpr_safety.report.rprl_rows import OURS, Row, by_world, is_maze
+from kcpr_safety.report.shell import document
 from kcpr_safety.report.tables import table
 
 _CURVES = (
@@ -38,22 +37,10 @@ _COLUMNS = (
 
 def rprl_page(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     """The whole document."""
-    css = resources.files("kcpr_safety.report").joinpath("page.css").read_text("utf-8")
     title = "Reward-punishment agents compared"
     grouped = by_world(rows)
     sections = "".join(_world(world, grouped[world], summary) for world in grouped)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{css}</style>
-</head>
-<body>
-<header class="page">
+    body = f"""<header class="page">
 <p class="kicker">{title}</p>
 <h1>{escape(headline(summary["comparisons"]))}</h1>
 <p class="lead">klDMP beside DQN, SQL, DMP and softDMP: the same learner with other numbers, the
@@ -68,12 +55,12 @@ percentile bootstrap intervals at {100 * summary["confidence"]:.0f} %. Not corre
 number: about one in twenty would leave zero out by chance.</p></section>
 {sections}
 {_method()}
-</main>
-<footer><p>Made by kcpr-safety {escape(__version__)} from {len(rows):,} trained agents; the numbers
-are in rows.jsonl and summary.json beside this page.</p></footer>
-</body>
-</html>
-"""
+</main>"""
+    footer = (
+        f"from {len(rows):,} trained agents; the numbers are in rows.jsonl and summary.json beside "
+        "this page."
+    )
+    return document(title, body, footer)
 
 
 def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:

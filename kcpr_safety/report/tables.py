@@ -6,6 +6,7 @@ row becomes a block whose cells carry their column's name.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -60,6 +61,43 @@ def table(
         f'<table class="{css}" role="table"><caption>{escape(caption)}</caption>'
         f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
         f'<tbody role="rowgroup">{"".join(body)}</tbody></table></div>'
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of HTML with the number that it is sorted by, if it has one."""
+
+    html: str
+    value: float | None = None
+
+
+def sortable_table(
+    caption: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]]
+) -> str:
+    """A table that buttons in its header sort; the first column holds the rows' headers."""
+    head = "".join(
+        f'<th scope="col" role="columnheader"><button type="button">{escape(name)}</button></th>'
+        for name in columns
+    )
+    body = []
+    for header, cells in rows:
+        shown = []
+        for name, cell in zip(columns[1:], cells, strict=True):
+            value = cell.value
+            keyed = "" if value is None or math.isnan(value) else f' data-value="{value:.10g}"'
+            shown.append(
+                f'<td role="cell" data-label="{escape(name)}"{keyed}><div>{cell.html}</div></td>'
+            )
+        body.append(
+            f'<tr role="row"><th scope="row" role="rowheader">{header}</th>{"".join(shown)}</tr>'
+        )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<table class="wide sortable" role="table"><caption>{escape(caption)}</caption>'
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(body)}</tbody></table>'
+        '<p class="unseen" role="status"></p></div>'
     )
 
 

@@ -21,7 +21,7 @@ from kcpr_safety.report.rprl_page import rprl_page
 from kcpr_safety.report.rprl_rows import summarise
 from kcpr_safety.studies.rprl_cells import Cell, train_cell
 from kcpr_safety.studies.rprl_plan import MazeCell, maze_cells, plan
-from kcpr_safety.training.checkpoints import CONFIG_FILE, read_counters
+from kcpr_safety.studies.trained import train_to_end
 from kcpr_safety.training.evaluation import torch_threads
 from kcpr_safety.training.sinks import read_rows
 
@@ -75,10 +75,7 @@ def run(out: Path, *, quick: bool, maze: bool) -> dict[str, Any]:
 def run_maze(cell: MazeCell, out: Path) -> list[dict[str, Any]]:
     """One training run on a maze: from nothing, from its checkpoint, or already there; judged."""
     folder = out / "runs" / f"{cell.world}-{cell.variant}-seed{cell.seed}"
-    if not (folder / CONFIG_FILE).is_file():
-        api.train(cell.world, agent=cell.variant, steps=cell.steps, seed=cell.seed, out=folder)
-    elif not read_counters(folder).finished:
-        api.resume(folder)
+    train_to_end(folder, cell.world, agent=cell.variant, steps=cell.steps, seed=cell.seed)
     judged = api.evaluate(folder, episodes=MAZE_EPISODES).record()
     metrics = read_rows(folder)
     trained = [row for row in metrics if row["kind"] == "train"]

@@ -27,8 +27,16 @@ WIDTH, HEIGHT = 320, 240
 _MOST_FRAMES_PER_S = {".gif": 12.5, ".mp4": 50.0}
 
 
-def record_video(place: Path, out: Path, eval_seed: int) -> None:
-    """Film the episode that starts from `eval_seed`, with the policy of a run, bundle or file."""
+def best_format() -> str:
+    """The smaller kind of file where it can be written, else the one that needs nothing more."""
+    return ".gif" if importlib.util.find_spec("imageio_ffmpeg") is None else ".mp4"
+
+
+def record_video(place: Path, out: Path, eval_seed: int, *, seconds: float | None = None) -> None:
+    """Film the episode that starts from `eval_seed`, with the policy of a run, bundle or file.
+
+    With `seconds`, only the stretch of that length in which the most punishment falls.
+    """
     if out.suffix not in FORMATS:
         raise FileFault(f"'{out}' is no video file; let its name end in {' or '.join(FORMATS)}")
     if out.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -37,6 +45,7 @@ def record_video(place: Path, out: Path, eval_seed: int) -> None:
     if not (environment.get("DISPLAY") or environment.get("MUJOCO_GL")):
         environment["MUJOCO_GL"] = "egl"
     command = [sys.executable, "-m", __name__, str(place), str(out), str(eval_seed)]
+    command += [] if seconds is None else [str(seconds)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == EXIT_CODE:
         raise EnvironmentFault(done.stdout.strip())
@@ -47,7 +56,7 @@ def record_video(place: Path, out: Path, eval_seed: int) -> None:
         )
 
 
-def film(place: Path, out: Path, eval_seed: int) -> None:
+def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -> None:
     """The child's work: step the official environment, keep every n-th picture, write the file."""
     import imageio.v3
     import torch
@@ -63,15 +72,20 @@ def film(place: Path, out: Path, eval_seed: int) -> None:
     stride = max(1, round(1.0 / (_MOST_FRAMES_PER_S[out.suffix] * period)))
     obs, _ = env.reset(seed=eval_seed)
     frames: list[np.ndarray] = []
+    punished: list[float] = []
     for step in range(policy.contract.time_limit):
         if step % stride == 0:
             frames.append(env.render())
+            punished.append(0.0)
         with torch.inference_mode():
             row = torch.as_tensor(np.asarray(obs).ravel(), dtype=torch.float32)
             action = controller(row[None])[0].numpy().astype(np.float64)
-        obs, _, _, terminated, truncated, _ = env.step(action)
+        obs, _, cost, terminated, truncated, _ = env.step(action)
+        punished[-1] += float(cost)
         if terminated or truncated:
             break
+    if seconds is not None:
+        frames = most_punished(frames, punished, max(1, round(seconds / (period * stride))))
     fresh = out.with_name(f".{out.stem}.new{out.suffix}")
     with faults_of(f"cannot write {out}"):
         if out.suffix == ".gif":
@@ -81,9 +95,18 @@ def film(place: Path, out: Path, eval_seed: int) -> None:
         fresh.replace(out)
 
 
+def most_punished(frames: list[np.ndarray], punished: list[float], length: int) -> list[np.ndarray]:
+    """The `length` pictures in a row in which most punishment falls; the first such row."""
+    if len(frames) <= length:
+        return frames
+    sums = np.convolve(punished, np.ones(length), mode="valid")
+    start = int(sums.argmax())
+    return frames[start : start + length]
+
+
 if __name__ == "__main__":
     try:
-        film(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+        film(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:]))
     except KcprError as fault:
         sys.stdout.write(str(fault))
         sys.exit(EXIT_CODE)

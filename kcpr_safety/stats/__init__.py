@@ -6,7 +6,7 @@
                 (Rockafellar and Uryasev, 2000)
 
 All need independent episodes of one fixed policy: they say nothing about other training seeds.
-numpy and the standard library only.
+numpy and the standard library only. What many trainings show together is in `stats.trainings`.
 """
 
 import math
