@@ -45,7 +45,7 @@ def counters(added: int, **changed: Any) -> Counters:
         "marks": {"log": added},
         "recent": [[1.0, 2.0]],
         "sums": [[0.1], [0.2]],
-        "validated": [[3.0, 4.0]],
+        "validated": [[3.0, 4.0, 16.0]],
         "metrics": {"critic_loss": 1 / 3},
         "guard": {"rollbacks": 0, "pinned": 0},
         "finished": False,

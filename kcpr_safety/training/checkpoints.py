@@ -310,7 +310,7 @@ def _counters(record: Any) -> Counters:
         marks={str(key): _count(value) for key, value in dict(record["marks"]).items()},
         recent=[_row_of(pair, 2) for pair in record["recent"]],
         sums=[_row_of(row, None) for row in record["sums"]],
-        validated=[_row_of(pair, 2) for pair in record["validated"]],
+        validated=[_row_of(triple, 3) for triple in record["validated"]],
         metrics={str(key): _number_in(value) for key, value in dict(record["metrics"]).items()},
         guard={str(key): _count(value) for key, value in dict(record["guard"]).items()},
         finished=record["finished"],

@@ -289,7 +289,7 @@ class Training:
             marks=self.marks,
             recent=[list(pair) for pair in self.recent],
             sums=self._sums.tolist(),
-            validated=[list(pair) for pair in self.validation.seen],
+            validated=[list(triple) for triple in self.validation.seen],
             metrics={name: float(value) for name, value in self._metrics.items()},
             guard=self.guard.counts(),
             finished=finished,

@@ -2,12 +2,14 @@
 
 Every few thousand steps the deployed policy runs ten full episodes on validation seeds, other ones
 each time. Ten episodes are few, and the best of forty such means is as much luck as merit. So a
-policy is ranked by the mean over the last three validations: deployed is a slow average of what is
+policy is ranked by the mean over the last five validations: deployed is a slow average of what is
 learned, hence nearly the same policy as a little earlier. Feasible comes first, which is a pooled
-punishment within a margin of the budget; among those counts the pooled return, and while there is
+punishment within the budget with a standard error to spare (rare, long punishments make the mean of
+fifty episodes uncertain by several units); among those counts the pooled return, and while there is
 none, the least pooled punishment.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +24,8 @@ from kcpr_safety.stats import over_budget
 from kcpr_safety.training.evaluation import act_together, critic_of, rollout
 
 EPISODES = 10
-POOLED = 3
+POOLED = 5
 """Validations that a policy is ranked by."""
-FEASIBLE_SHARE = 0.8
-"""Share of the budget up to which a pooled punishment counts as feasible: episodes are few."""
 
 
 class Validation:
@@ -34,8 +34,8 @@ class Validation:
     def __init__(self, card: TaskCard, budget: float) -> None:
         self._card, self._budget = card, budget
         self._world: envs.World | None = None
-        self.seen: list[tuple[float, float]] = []
-        """(return, punishment) of each, in order."""
+        self.seen: list[tuple[float, float, float]] = []
+        """(mean return, mean punishment, mean squared punishment) of each, in order."""
 
     def judge(self, policy: PolicyFile, steps: int) -> dict[str, Any]:
         """The row of the log about the present policy."""
@@ -51,8 +51,12 @@ class Validation:
             act=act_together,
             first=len(self.seen) % (VALIDATION_SEEDS // EPISODES),
         )
-        self.seen.append((done.return_mean, done.punishment_mean))
-        pooled_return, pooled_punishment = np.mean(self.seen[-POOLED:], axis=0).tolist()
+        squared = float(np.square(done.punishments).mean())
+        self.seen.append((done.return_mean, done.punishment_mean, squared))
+        pooled = self.seen[-POOLED:]
+        pooled_return, pooled_punishment, squared = np.mean(pooled, axis=0).tolist()
+        variance = max(squared - pooled_punishment**2, 0.0)
+        error = math.sqrt(variance / (EPISODES * len(pooled)))
         return {
             "kind": "validation",
             "steps": steps,
@@ -64,12 +68,13 @@ class Validation:
             "pooled_punishment": pooled_punishment,
             "predicted_punishment": done.predicted,
             "measured_discounted_punishment": done.realised,
-            "feasible": pooled_punishment <= FEASIBLE_SHARE * self._budget,
+            "pooled_punishment_error": error,
+            "feasible": pooled_punishment + error <= self._budget,
         }
 
     def take(self, seen: Sequence[Sequence[float]]) -> None:
         """Continue after these."""
-        self.seen = [(mean_return, punishment) for mean_return, punishment in seen]
+        self.seen = [(reward, punishment, squared) for reward, punishment, squared in seen]
 
 
 def better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
