@@ -15,7 +15,7 @@ Each function imports what it needs when it is called: loading a policy takes no
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,19 +23,21 @@ from typing import TYPE_CHECKING, Any
 from kcpr_safety.cards import data_root
 from kcpr_safety.deploy import Policy, export_bundle
 from kcpr_safety.deploy import load_policy as load_bundle
-from kcpr_safety.errors import FileFault
-from kcpr_safety.evidence import EVIDENCE_FILE
+from kcpr_safety.errors import FileFault, UnknownNameError
+from kcpr_safety.evidence import EVIDENCE_FILE, STRESS_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.policy_file import RUN_FILE
-from kcpr_safety.seeds import FIRST_EVALUATION_SEED
+from kcpr_safety.seeds import FIRST_EVALUATION_SEED, evaluation_seeds
 
 if TYPE_CHECKING:
+    from kcpr_safety.policy_file import PolicyFile
     from kcpr_safety.training.sinks import Sink
 
 __all__ = [
     "EVALUATION_EPISODES",
     "Policy",
     "Result",
+    "calibrate",
     "evaluate",
     "export",
     "load_policy",
@@ -43,10 +45,17 @@ __all__ = [
     "report",
     "resume",
     "shipped_policies",
+    "stress",
     "train",
+    "verify",
 ]
 
 EVALUATION_EPISODES = 50
+CALIBRATION_EPISODES = 20
+STRESS_EPISODES = 10
+
+OnStep = Callable[[int, int], None]
+"""(steps done, steps in all)"""
 
 StrPath = str | Path
 
@@ -190,6 +199,75 @@ def export(run: StrPath, out: StrPath, *, key: StrPath | None = None) -> Result:
     `key` is a private key that `keygen` made (its file or its name); not given: this machine's own.
     """
     return Result.from_record(export_bundle(locate(run), Path(out), key))
+
+
+def calibrate(
+    run: StrPath, *, episodes: int = CALIBRATION_EPISODES, on_step: OnStep | None = None
+) -> dict[str, Any]:
+    """Find a run's ranges and thresholds on validation seeds; kept in it as `calibration.json`."""
+    from kcpr_safety.training.calibration import calibrate_run
+
+    return calibrate_run(_run_folder(run), episodes, on_step)
+
+
+def stress(
+    place: StrPath,
+    *,
+    episodes: int = STRESS_EPISODES,
+    eval_seed: int = FIRST_EVALUATION_SEED,
+    trust: Iterable[StrPath] = (),
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
+    """Inject faults, with and without runtime assurance; a run keeps the table as `stress.json`."""
+    from kcpr_safety.deploy.bundle import read_calibration
+    from kcpr_safety.deploy.load import is_bundle, open_bundle
+    from kcpr_safety.policy_file import read_policy
+    from kcpr_safety.training import stress as faults
+
+    folder = locate(place)
+    if is_bundle(folder):
+        opened = open_bundle(folder, [Path(file) for file in trust])
+        policy, assurance = opened.policy, opened.assurance
+    else:
+        policy = read_policy(_run_folder(folder))
+        assurance, _ = read_calibration(folder, policy)
+    record = faults.stress(policy, assurance, episodes, eval_seed, on_step=on_step)
+    if (folder / RUN_FILE).is_file():
+        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+        atomic_write(folder / STRESS_FILE, text.encode())
+    return {"path": str(folder), **record}
+
+
+def verify(bundle: StrPath, *, trust: Iterable[StrPath] = ()) -> dict[str, Any]:
+    """Prove a bundle here: signature, hashes, schema, golden answers, parity, contract of its task.
+
+    Raises `KcprError` with the file and the reason.
+    """
+    from kcpr_safety.deploy.verify import verify_bundle
+
+    folder = locate(bundle)
+    opened, record = verify_bundle(folder, [Path(file) for file in trust])
+    return {**record, "task_contract": _check_task(opened.policy)}
+
+
+def _check_task(policy: "PolicyFile") -> str:
+    """Whether the task, where it can be simulated, still has the policy's contract."""
+    try:
+        from kcpr_safety.training.evaluation import world_of
+    except ImportError as error:
+        return f"not checked: {error.name} is not installed"
+    try:
+        world_of(policy, 1, evaluation_seeds(FIRST_EVALUATION_SEED, 1)).close()
+    except UnknownNameError:
+        return f"not checked: there is no {policy.task} here"
+    return "the same as the task's"
+
+
+def _run_folder(run: StrPath) -> Path:
+    folder = locate(run)
+    if not (folder / RUN_FILE).is_file():
+        raise FileFault(f"{folder} is no run folder: it has no {RUN_FILE}")
+    return folder
 
 
 def load_policy(path: StrPath, *, trust: Iterable[StrPath] = ()) -> Policy:

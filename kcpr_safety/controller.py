@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from kcpr_safety.contract import Contract
 
 METHODS = ("forward", "nominal", "fallback", "check")
-"""What a deployed controller offers; freezing drops every method that is not named."""
+"""What takes observations alone."""
 
 NON_FINITE = 1
 """Bit of `check`: the observation holds a NaN or an infinity."""
@@ -112,20 +112,26 @@ class Controller(nn.Module):
         """The punishment module's action: learned avoidance, not a certified stop."""
         raise NotImplementedError
 
+    def both(self, x: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(nominal, fallback) of raw observations whose `normalise` is at hand."""
+        raise NotImplementedError
+
     @torch.jit.export
     def check(self, obs: Tensor) -> Tensor:
         """int64 [batch]: 0, or the bits that say what is wrong with each row."""
-        self._refuse(obs)
+        self.refuse(obs)
         invalid = torch.logical_not(torch.isfinite(obs).all(dim=1))
         return invalid.to(torch.int64) * self.non_finite
 
-    def _normalise(self, obs: Tensor) -> Tensor:
-        self._refuse(obs)
+    def normalise(self, obs: Tensor) -> Tensor:
+        """What the networks see of raw observations."""
+        self.refuse(obs)
         # NaN passes a clamp, so it has to go before; its row is overruled by the safe action.
         finite = torch.where(torch.isfinite(obs), obs, torch.zeros_like(obs))
         return torch.clamp((finite - self.mean) * self.scale, -self.limit, self.limit)
 
-    def _refuse(self, obs: Tensor) -> None:
+    def refuse(self, obs: Tensor) -> None:
+        """Raise `ValueError` for a wrong dtype or width."""
         if obs.dtype != torch.float32:
             raise ValueError("the observation must be float32")
         if obs.dim() != 2 or obs.size(1) != self.obs_size:
@@ -158,18 +164,22 @@ class ContinuousController(Controller):
     @torch.jit.export
     def nominal(self, obs: Tensor) -> Tensor:
         """The reward module's action."""
-        x = self._normalise(obs)
+        x = self.normalise(obs)
         return self._command(self.reward(x)[:, : self.action_size], obs)
 
     @torch.jit.export
     def fallback(self, obs: Tensor) -> Tensor:
         """The punishment module's action: learned avoidance, not a certified stop."""
-        x = self._normalise(obs)
+        return self.both(self.normalise(obs), obs)[1]
+
+    def both(self, x: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(nominal, fallback) of raw observations whose `normalise` is at hand."""
         out = self.reward(x)
         width = 0.5 * (self.log_std_high - self.log_std_low)
         log_std = self.log_std_low + width * (torch.tanh(out[:, self.action_size :]) + 1.0)
         mean = out[:, : self.action_size]
-        return self._command(mean + torch.exp(log_std) * self.punishment(x), obs)
+        aside = mean + torch.exp(log_std) * self.punishment(x)
+        return self._command(mean, obs), self._command(aside, obs)
 
     def _command(self, mean: Tensor, obs: Tensor) -> Tensor:
         action = self.low + (torch.tanh(mean) + 1.0) / 2.0 * self.span
@@ -199,15 +209,18 @@ class DiscreteController(Controller):
     @torch.jit.export
     def nominal(self, obs: Tensor) -> Tensor:
         """The command that the coupled reward module prefers."""
-        x = self._normalise(obs)
-        preference = self.logit_weights[0] * self.reward(x)
-        preference = preference + self.logit_weights[1] * self.punishment(x)
-        return self._choose(preference, obs)
+        return self.both(self.normalise(obs), obs)[0]
 
     @torch.jit.export
     def fallback(self, obs: Tensor) -> Tensor:
         """The command of least expected punishment: learned avoidance, not a certified stop."""
-        return self._choose(self.punishment(self._normalise(obs)), obs)
+        return self._choose(self.punishment(self.normalise(obs)), obs)
+
+    def both(self, x: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(nominal, fallback) of raw observations whose `normalise` is at hand."""
+        values = self.punishment(x)
+        preference = self.logit_weights[0] * self.reward(x) + self.logit_weights[1] * values
+        return self._choose(preference, obs), self._choose(values, obs)
 
     def _choose(self, preference: Tensor, obs: Tensor) -> Tensor:
         action = self.commands.index_select(0, torch.argmax(preference, dim=1))

@@ -18,6 +18,9 @@ from kcpr_safety.files import read_limited
 from kcpr_safety.texts import json_value
 
 EVIDENCE_FILE = "evaluation.json"
+CALIBRATION_FILE = "calibration.json"
+STRESS_FILE = "stress.json"
+LATENCY_FILE = "latency.json"
 MAX_BYTES = 16 * 2**20
 
 

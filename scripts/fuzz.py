@@ -205,16 +205,18 @@ class Fuzz:
         extras_of(archive(rng, self.bundle["controller.pt"]), "controller.pt")
 
     def _bundle(self, rng: random.Random) -> None:
-        from kcpr_safety.deploy.load import load_bundle
+        from fakes import reseal
+
+        from kcpr_safety.deploy.load import open_bundle
 
         place = self.folder / "now" / "bundle"
         place.mkdir(exist_ok=True)
         changed = rng.choice(list(self.bundle))
-        kinds = {"card.json": any_json, "controller.pt": archive}
+        kinds = {"card.json": any_json, "controller.pt": archive, "controller.pt2": archive}
         for name, data in self.bundle.items():
             change = kinds.get(name, tensors)
             (place / name).write_bytes(change(rng, data) if name == changed else data)
-        load_bundle(place)
+        open_bundle(reseal(place))
 
     def _metrics(self, rng: random.Random) -> None:
         from kcpr_safety.report.runs import _read_rows

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kcpr_safety.assurance import Assurance
+from kcpr_safety.assured import unassured
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.deploy.keys import PrivateKey, signing_key
 from kcpr_safety.deploy.manifest import SEALS, seal
@@ -113,6 +115,67 @@ def fake_evaluation(policy: PolicyFile, *, episodes: int = 10, **changed: Any) -
     return {**record, **changed}
 
 
+def fake_assurance(policy: PolicyFile, **changed: Any) -> Assurance:
+    """Ranges, thresholds and limits that all bind now and then."""
+    size = policy.contract.obs_size
+    plain = unassured(policy).with_range([-40.0 - i for i in range(size)], [50.0] * size, "fakes")
+    blends = not policy.contract.commands
+    values: dict[str, Any] = {
+        "fallback": True,
+        "release": 0.25,
+        "engage": 0.5,
+        "dwell_steps": 3,
+        "blend_steps": 4 if blends else 1,
+        "soft_start_steps": 5 if blends else 1,
+        "slew": tuple(0.5 * (e.high - e.low) for e in policy.contract.action),
+    }
+    return replace(plain, **{**values, **changed})
+
+
+def fake_calibration(policy: PolicyFile, **changed: Any) -> dict[str, Any]:
+    """What `calibration.json` holds after calibrating `policy`."""
+    return {
+        "schema_version": "1",
+        "task": policy.task,
+        "policy_sha256": hashlib.sha256(policy_to_bytes(policy, "policy")).hexdigest(),
+        "assurance": fake_assurance(policy).to_record(),
+        "calibration": {
+            "seeds": [9_500, 9_519],
+            "episodes": 20,
+            "steps": 20_000,
+            "unit": "punishment, discounted by 0.99 per step",
+            "return_mean": 2500.0,
+            "punishment_mean": 18.0,
+            "reliability": [{"steps": 2_000, "predicted": 0.2, "realised": 0.3}],
+            "conformal": {
+                "alpha": 0.1,
+                "episodes": 20,
+                "quantile": 1.5,
+                "valid_for": "the nominal closed loop in simulation only",
+            },
+            "alarms": {
+                "level": 0.5,
+                "bad_steps": 100,
+                "missed_share": 0.25,
+                "false_alarm_share": 0.5,
+                "alarm_share": 0.01,
+                "lead_time_s_median": None,
+            },
+            "fallback": {
+                "episodes": 20,
+                "punishment": 3.0,
+                "nominal_punishment": 180.0,
+                "ended_early": 0,
+                "nominal_ended_early": 0,
+                "earned": True,
+                "rule": "at most 50%",
+            },
+            "thresholds_tried": [],
+        },
+        **changed,
+    }
+
+
 def fake_metrics(policy: PolicyFile, steps: int = 100_000, rows: int = 50) -> list[dict[str, Any]]:
     """Return rises; punishment overshoots the budget and is brought back under it."""
     generator = np.random.default_rng([policy.seed, rows])
@@ -180,6 +243,7 @@ def fake_run(folder: Path, policy: PolicyFile | None = None, **evaluation: Any) 
     rows = [json.dumps(row) + "\n" for row in fake_metrics(policy)]
     (folder / "metrics.jsonl").write_text("".join(rows))
     (folder / "evaluation.json").write_text(json.dumps(fake_evaluation(policy, **evaluation)))
+    (folder / "calibration.json").write_text(json.dumps(fake_calibration(policy)))
     return folder
 
 

@@ -34,6 +34,8 @@ RECORD: dict[str, Any] = {
 
 CHECKPOINT_FILE = "checkpoint-1.safetensors"
 
+JUDGED = (f"evaluate {demo.EPISODES}", f"calibrate {demo.CALIBRATED}")
+
 
 class Stage:
     """Stands in for the API; notes what it was asked to do."""
@@ -42,7 +44,7 @@ class Stage:
         self.calls: list[str] = []
         self.finished = False
         self.interrupt = False
-        for name in ("train", "resume", "evaluate", "export", "report"):
+        for name in ("train", "resume", "evaluate", "calibrate", "export", "report"):
             monkeypatch.setattr(api, name, getattr(self, name))
         monkeypatch.setattr(demo, "read_counters", self.read_counters)
 
@@ -70,6 +72,10 @@ class Stage:
         self.calls.append(f"evaluate {episodes}")
         return Result.from_record(RECORD)
 
+    def calibrate(self, run: Path, *, episodes: int) -> dict[str, object]:
+        self.calls.append(f"calibrate {episodes}")
+        return {}
+
     def export(self, run: Path, out: Path) -> Result:
         self.calls.append("export")
         out.mkdir()
@@ -89,7 +95,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 def test_whole_path_leaves_what_it_promises(stage: Stage, tmp_path: Path) -> None:
     out = tmp_path / "runs" / "demo"
     summary = demo.run(out, seed=3, steps=7_000)
-    assert stage.calls == ["train 3 7000", f"evaluate {demo.EPISODES}", "export", "report"]
+    assert stage.calls == ["train 3 7000", *JUDGED, "export", "report"]
     assert json.loads((out / "summary.json").read_text()) == summary
     assert list(summary)[: len(STABLE_KEYS)] == list(STABLE_KEYS)
     assert summary["path"] == str(out)
@@ -104,7 +110,7 @@ def test_finished_demo_is_kept_aside(stage: Stage, tmp_path: Path) -> None:
         demo.run(out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-1", "demo-2"]
     kept = [(tmp_path / name / CHECKPOINT_FILE).read_text() for name in ("demo-1", "demo-2")]
-    assert kept == ["1", "5"]
+    assert kept == ["1", "6"]
     assert (tmp_path / "demo-1" / "summary.json").is_file()
 
 
@@ -113,7 +119,7 @@ def test_interrupted_demo_goes_on(stage: Stage, tmp_path: Path) -> None:
     with pytest.raises(KcprError, match="stopped"):
         demo.run(tmp_path / "demo")
     demo.run(tmp_path / "demo")
-    assert stage.calls[1:] == ["resume", f"evaluate {demo.EPISODES}", "export", "report"]
+    assert stage.calls[1:] == ["resume", *JUDGED, "export", "report"]
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
@@ -129,7 +135,7 @@ def test_trained_demo_is_not_trained_twice(
             demo.run(tmp_path / "demo")
     stage.calls.clear()
     demo.run(tmp_path / "demo")
-    assert stage.calls == [f"evaluate {demo.EPISODES}", "export", "report"]
+    assert stage.calls == [*JUDGED, "export", "report"]
 
 
 @pytest.mark.parametrize("left", [["config.json"], ["notes.txt"], []])

@@ -16,16 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import fake_policy, fake_run
+from fakes import fake_assurance, fake_policy, fake_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kcpr_safety.controller import METHODS, Controller, controller_from_tensors
+from kcpr_safety.assured import ALL_METHODS, GOLDEN, AssuredController, assured
 from kcpr_safety.deploy import Policy, load_policy
 from kcpr_safety.deploy.archive import load_script, quiet
 from kcpr_safety.deploy.bundle import FILES, export_bundle
-from kcpr_safety.deploy.parity import max_ulp, measure
-from kcpr_safety.deploy.script import scripted
+from kcpr_safety.deploy.parity import (
+    adversarial_observations,
+    answers,
+    golden_observations,
+    max_ulp,
+    measure,
+)
+from kcpr_safety.deploy.runtimes import exported_act, onnx_act
+from kcpr_safety.deploy.script import proven, scripted
 from kcpr_safety.errors import FileFault
 from kcpr_safety.policy_file import read_policy
 
@@ -134,7 +141,9 @@ def test_every_source_of_a_policy_answers_alike(run: Path, bundle: Path) -> None
     policies = [load_policy(place) for place in places]
     assert [policy.source for policy in policies] == places
     for method in ("act", "fallback", "check"):
-        one, *others = (getattr(policy, method)(obs) for policy in policies)
+        # A policy file alone knows no ranges.
+        known = policies[::2] if method == "check" else policies
+        one, *others = (getattr(policy, method)(obs) for policy in known)
         assert all(one.tobytes() == other.tobytes() for other in others), method
     assert len({policy.contract for policy in policies}) == 1
 
@@ -149,7 +158,7 @@ def test_act_in_numpy(policy: Policy) -> None:
         assert policy.act(row).tobytes() == expected.tobytes(), "a batch is its rows"
     assert policy.act(np.zeros((0, 5))).shape == (0, 2)
     # float64 beyond float32 counts as infinite.
-    assert policy.check(np.array([1e300, 0, 0, 0, 0])) == 1
+    assert policy.check(np.array([1e300, 0, 0, 0, 0])) == 1 + 2 + 4
     assert policy.act(np.array([1e300, 0, 0, 0, 0])).tolist() == [0.0, 0.0]
 
 
@@ -250,36 +259,87 @@ def test_exporting_again_replaces_the_bundle(run: Path, bundle: Path, tmp_path: 
 LOUD = fake_policy(5, gain=2.5)
 
 
-def eager() -> Controller:
-    return controller_from_tensors(LOUD.tensors, LOUD.contract)
+# Ranges so narrow that golden observations leave them, so that a moved range shows, too.
+LOUD_ASSURANCE = fake_assurance(
+    LOUD, seen_low=(-1.0,) * 5, seen_high=(1.0,) * 5, hard_low=(-3.0,) * 5, hard_high=(3.0,) * 5
+)
+
+
+def eager() -> AssuredController:
+    return assured(LOUD, LOUD_ASSURANCE)
+
+
+Forms = tuple[torch.jit.ScriptModule, tuple[Any, Any]]
 
 
 @pytest.fixture(scope="module")
-def deployed() -> torch.jit.ScriptModule:
-    return load_script(scripted(LOUD), "controller.pt")
+def deployed() -> Forms:
+    """All forms of one controller: TorchScript, and (ONNX, exported program)."""
+    files = scripted(LOUD, LOUD_ASSURANCE)
+    others = (
+        onnx_act(files["controller.onnx"], "onnx"),
+        exported_act(files["controller.pt2"], "e"),
+    )
+    return load_script(files["controller.pt"], "controller.pt"), others
 
 
-def test_parity_holds(deployed: torch.jit.ScriptModule) -> None:
-    parity = measure(eager(), deployed, LOUD.tensors, LOUD.contract)
+def test_parity_holds(deployed: Forms) -> None:
+    parity = measure(eager(), *deployed, LOUD.tensors, LOUD.contract)
     assert parity.holds
+    assert parity.onnx_max_error < 1e-6
+    assert parity.pt2_max_error < 1e-6
+    assert deployed[0].self_test() == 0.0
     assert parity.golden_rows == 64
     assert parity.adversarial_rows > 5 * LOUD.contract.obs_size
 
 
-@pytest.mark.parametrize("name", sorted(eager().state_dict()))
-def test_parity_notices_every_changed_constant(deployed: torch.jit.ScriptModule, name: str) -> None:
+BUFFERS = sorted(
+    # The copies that no method of the whole reads.
+    set(eager().state_dict()) - {"initial"} - {f"golden_{name}" for name in ("obs", *GOLDEN)}
+)
+NUMBERS = ("release", "engage", "width", "dwell", "blend_share", "soft_start")
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_parity_notices_every_changed_constant(deployed: Forms, name: str) -> None:
     changed = eager()
-    # The bounds act only where they bind: move them inwards.
-    shift = -(2.0**-10) if name == "high" else 2.0**-10
-    changed.get_buffer(name).view(-1)[0] += shift
-    assert not measure(changed, deployed, LOUD.tensors, LOUD.contract).holds
+    inwards = name.endswith("high") or name in ("slew",)
+    values = changed.get_buffer(name).view(-1)
+    # Ranges and limits act only where they bind: move all of them, far enough, inwards.
+    if name.split("_")[0] in ("hard", "seen") or name == "slew":
+        values += -0.4 if inwards else 0.4
+    else:
+        values[0] += -(2.0**-10) if inwards else 2.0**-10
+    golden = adversarial_observations(LOUD.tensors, LOUD.contract)
+    wanted = answers(changed, torch.cat([golden, golden_observations(LOUD.tensors)]))
+    script = answers(deployed[0], torch.cat([golden, golden_observations(LOUD.tensors)]))
+    assert any(max_ulp(wanted[method], script[method]) for method in wanted), name
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_parity_notices_every_changed_number(deployed: Forms, name: str) -> None:
+    changed = eager()
+    setattr(changed, name, getattr(changed, name) * (0.5 if name in ("engage", "release") else 2.0))
+    obs = golden_observations(LOUD.tensors)
+    wanted, script = answers(changed, obs), answers(deployed[0], obs)
+    assert any(max_ulp(wanted[method], script[method]) for method in wanted), name
+
+
+def test_the_self_test_notices_changed_weights() -> None:
+    controller = proven(LOUD, LOUD_ASSURANCE)
+    assert controller.self_test() == 0.0
+    controller.get_buffer("critic.twins.last.weight").mul_(1.01)
+    assert controller.self_test() > 1e-4
+    controller = proven(LOUD, LOUD_ASSURANCE)
+    controller.get_buffer("policy.mean")[0] = torch.nan
+    assert controller.self_test() > 1e-4
 
 
 def test_export_refuses_a_controller_that_differs(
     run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = scripted(LOUD)
-    monkeypatch.setattr("kcpr_safety.deploy.bundle.scripted", lambda policy: other)
+    other = scripted(LOUD, fake_assurance(LOUD))
+    monkeypatch.setattr("kcpr_safety.deploy.bundle.scripted", lambda policy, assurance: other)
     with pytest.raises(FileFault, match=r"differs from the evaluated policy by \d+ ULP"):
         export_bundle(run, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
@@ -310,7 +370,9 @@ def test_ulp_of_different_shapes() -> None:
 def test_methods_survive_freezing(bundle: Path) -> None:
     module = load_policy(bundle).controller
     obs = torch.zeros(1, 5)
-    assert all(getattr(module, method)(obs).shape[0] == 1 for method in METHODS)
+    assert all(hasattr(module, method) for method in ALL_METHODS)
+    assert [out.shape for out in module.act(obs)] == [(1, 2), (1, 1), (1,)]
+    assert module.schema_version() == 2
     assert not list(module.parameters())
     assert not list(module.buffers()), "constants, not state"
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import fake_evaluation, fake_policy, fake_run, reseal
+from fakes import fake_assurance, fake_evaluation, fake_policy, fake_run, reseal
 
 import kcpr_safety.deploy.bundle as bundle_module
 from kcpr_safety.deploy import export_bundle, load_policy
-from kcpr_safety.deploy.archive import _entries, _lay_out, extras_of, load_script, quiet
+from kcpr_safety.deploy.archive import _entries, extras_of, laid_out, load_script, quiet
 from kcpr_safety.deploy.bundle import FILES
 from kcpr_safety.deploy.manifest import SEALS
 from kcpr_safety.errors import FileFault
@@ -132,29 +132,29 @@ class TestArchives:
         return str(fault.value)
 
     def test_the_layout_is_a_fixed_point(self, bundle: Path, entries: dict[str, bytes]) -> None:
-        assert _lay_out(entries) == (bundle / "controller.pt").read_bytes()
+        assert laid_out(entries) == (bundle / "controller.pt").read_bytes()
 
     def test_hostile_pickle_inside(self, entries: dict[str, bytes]) -> None:
         for name in ("data.pkl", "constants.pkl"):
-            trapped = _lay_out({**entries, name: pickle.dumps(Trap(), protocol=2)})
+            trapped = laid_out({**entries, name: pickle.dumps(Trap(), protocol=2)})
             assert "cannot be loaded by LibTorch" in self.refused(trapped)
 
     def test_an_entry_too_many(self, entries: dict[str, bytes]) -> None:
         for name in ("code/../evil.py", "extra/hat", "evil.so", "data.pkl.debug_pkl"):
-            assert "no controller has" in self.refused(_lay_out({**entries, name: b""}))
+            assert "no controller has" in self.refused(laid_out({**entries, name: b""}))
 
     @pytest.mark.parametrize("name", ["data.pkl", "constants.pkl", "version"])
     def test_an_entry_too_few(self, entries: dict[str, bytes], name: str) -> None:
         del entries[name]
-        assert name in self.refused(_lay_out(entries))
+        assert name in self.refused(laid_out(entries))
 
     def test_no_code(self, entries: dict[str, bytes]) -> None:
         rest = {name: data for name, data in entries.items() if not name.startswith("code/")}
-        assert "lacks code" in self.refused(_lay_out(rest))
+        assert "lacks code" in self.refused(laid_out(rest))
 
     def test_broken_code(self, entries: dict[str, bytes]) -> None:
         (code,) = (name for name in entries if name.startswith("code/"))
-        assert "LibTorch" in self.refused(_lay_out({**entries, code: b"class Controller(:"}))
+        assert "LibTorch" in self.refused(laid_out({**entries, code: b"class Controller(:"}))
 
     def test_a_module_without_the_methods(self) -> None:
         buffer = io.BytesIO()
@@ -173,7 +173,7 @@ class TestArchives:
                 for name, content in entries.items():
                     archive.writestr("archive/" + name, content)
             self.refused(buffer.getvalue())
-        self.refused(b"#!/bin/sh\n" + _lay_out(entries))
+        self.refused(b"#!/bin/sh\n" + laid_out(entries))
 
     def test_an_entry_twice(self, bundle: Path) -> None:
         buffer = io.BytesIO((bundle / "controller.pt").read_bytes())
@@ -198,7 +198,8 @@ def test_answers_that_differ_from_golden_are_refused(bundles: Path, tmp_path: Pa
 
     bundle = Path(shutil.copytree(bundles / "one", tmp_path / "bundle"))
     extras = extras_of((bundle / "controller.pt").read_bytes(), "x")
-    other = canonical(scripted(fake_policy(1, width=8, gain=1.001)), extras)
+    policy = fake_policy(1, width=8, gain=1.001)
+    other = canonical(scripted(policy, fake_assurance(policy))["controller.pt"], extras)
     (bundle / "controller.pt").write_bytes(other)
     assert "does not repeat its golden answers" in refused(reseal(bundle))
 

@@ -10,18 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import COMMANDS, fake_contract, fake_discrete_policy, fake_policy, fake_run
+from fakes import (
+    COMMANDS,
+    fake_assurance,
+    fake_contract,
+    fake_discrete_policy,
+    fake_policy,
+    fake_run,
+    reseal,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import Sprint
 
+from kcpr_safety.assured import ALL_METHODS, assured
 from kcpr_safety.cards import load_card
 from kcpr_safety.contract import Contract, Entry
-from kcpr_safety.controller import METHODS, Controller, controller_from_tensors
+from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.deploy import load_policy
 from kcpr_safety.deploy.archive import extras_of, load_script
 from kcpr_safety.deploy.bundle import FILES, export_bundle
 from kcpr_safety.deploy.parity import measure
+from kcpr_safety.deploy.runtimes import exported_act, onnx_act
 from kcpr_safety.deploy.script import scripted
 from kcpr_safety.errors import CardError, FileFault, SettingsError
 from kcpr_safety.policy_file import policy_from_bytes, policy_to_bytes
@@ -282,7 +292,9 @@ def test_the_bundle_answers_bit_for_bit_like_the_run(bundle: Path) -> None:
     obs[::10, 1] = np.nan
     places = [bundle.parent / "run", bundle, bundle / "weights.safetensors"]
     for method in ("act", "fallback", "check"):
-        one, *others = (getattr(load_policy(place), method)(obs) for place in places)
+        # A policy file alone knows no ranges.
+        known = places[:2] if method == "check" else places
+        one, *others = (getattr(load_policy(place), method)(obs) for place in known)
         assert all(one.tobytes() == other.tobytes() for other in others), method
     chosen = {tuple(row) for row in load_policy(bundle).act(obs).tolist()}
     assert len(chosen) > 2, "a policy that chooses"
@@ -308,33 +320,41 @@ def test_a_bundle_with_another_table_is_refused(bundle: Path, tmp_path: Path) ->
     card["contract"]["commands"][0][0] = 0.125
     (out / "card.json").write_text(json.dumps(card))
     with pytest.raises(FileFault, match="differ in their contract"):
-        load_policy(out)
+        load_policy(reseal(out))
+
+
+ASSURANCE = fake_assurance(POLICY)
+Forms = tuple[torch.jit.ScriptModule, tuple[Any, Any]]
 
 
 @pytest.fixture(scope="module")
-def deployed() -> torch.jit.ScriptModule:
-    return load_script(scripted(POLICY), "controller.pt")
+def deployed() -> Forms:
+    files = scripted(POLICY, ASSURANCE)
+    others = (
+        onnx_act(files["controller.onnx"], "onnx"),
+        exported_act(files["controller.pt2"], "e"),
+    )
+    return load_script(files["controller.pt"], "controller.pt"), others
 
 
-def eager() -> Controller:
-    return controller_from_tensors(POLICY.tensors, POLICY.contract)
-
-
-def test_parity_holds(deployed: torch.jit.ScriptModule) -> None:
-    parity = measure(eager(), deployed, POLICY.tensors, POLICY.contract)
+def test_parity_holds(deployed: Forms) -> None:
+    parity = measure(assured(POLICY, ASSURANCE), *deployed, POLICY.tensors, POLICY.contract)
     assert parity.holds
     assert parity.golden_rows == 64
     assert parity.adversarial_rows > 5 * POLICY.contract.obs_size
-    assert all(hasattr(deployed, method) for method in METHODS)
+    assert all(hasattr(deployed[0], method) for method in ALL_METHODS)
 
 
-@pytest.mark.parametrize("name", sorted(eager().state_dict()))
-def test_parity_notices_every_changed_constant(deployed: torch.jit.ScriptModule, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    sorted(name for name in controller_from_tensors(POLICY.tensors, POLICY.contract).state_dict()),
+)
+def test_parity_notices_every_changed_constant(deployed: Forms, name: str) -> None:
     """A choice hides small changes; these are large enough to change one."""
-    other = eager()
-    buffer = other.get_buffer(name)
+    other = assured(POLICY, ASSURANCE)
+    buffer = other.get_buffer(f"policy.{name}")
     if name in ("commands", "safe"):
         buffer.view(-1)[0] += 2.0**-10
     else:
         buffer.view(-1)[0] += 5.0 * (1.0 + buffer.abs().max())
-    assert not measure(other, deployed, POLICY.tensors, POLICY.contract).holds
+    assert not measure(other, *deployed, POLICY.tensors, POLICY.contract).holds

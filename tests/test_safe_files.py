@@ -23,7 +23,8 @@ from kcpr_safety.cards import load_card
 from kcpr_safety.contract import Contract
 from kcpr_safety.deploy.archive import MAX_ENTRIES, ROOT, extras_of
 from kcpr_safety.deploy.bundle import FILES, export_bundle
-from kcpr_safety.deploy.load import load_bundle, load_policy
+from kcpr_safety.deploy.load import load_policy, open_bundle
+from kcpr_safety.deploy.manifest import SEALS
 from kcpr_safety.errors import CardError, FileFault, KcprError, SettingsError
 from kcpr_safety.policy_file import policy_from_bytes, policy_to_bytes
 from kcpr_safety.tensor_file import MAX_HEADER_BYTES, MAX_TENSORS, pack, unpack
@@ -208,17 +209,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *SEALS])
 def test_links_in_bundles_are_refused(tmp_path: Path, bundle: Path, name: str) -> None:
     copy = tmp_path / "bundle"
     copy.mkdir()
-    for file in FILES:
+    for file in (*FILES, *SEALS):
         (copy / file).write_bytes((bundle / file).read_bytes())
-    load_bundle(copy)
+    open_bundle(copy)
     (copy / name).unlink()
     (copy / name).symlink_to(bundle / name)
     with pytest.raises(FileFault, match="symbolic link"):
-        load_bundle(copy)
+        open_bundle(copy)
 
 
 def test_a_run_writes_through_no_link(tmp_path: Path) -> None:

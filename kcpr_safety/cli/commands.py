@@ -2,7 +2,7 @@
 
 from kcpr_safety.cli.benching import Bench
 from kcpr_safety.cli.benchmarking import Benchmark
-from kcpr_safety.cli.deploying import Keygen
+from kcpr_safety.cli.deploying import Calibrate, Keygen, Stress, Verify
 from kcpr_safety.cli.inspection import Check, Doctor, Policies, Tasks
 from kcpr_safety.cli.learning import Demo, Evaluate, Export, Report, Resume, Train
 from kcpr_safety.cli.options import Command
@@ -16,7 +16,10 @@ COMMANDS: dict[str, type[Command]] = {
         Train,
         Resume,
         Evaluate,
+        Calibrate,
+        Stress,
         Export,
+        Verify,
         Report,
         Policies,
         Benchmark,

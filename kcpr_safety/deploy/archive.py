@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import torch
 
-from kcpr_safety.controller import METHODS
+from kcpr_safety.assured import ALL_METHODS
 from kcpr_safety.errors import FileFault
 
 ROOT = "archive/"
@@ -43,14 +43,14 @@ def canonical(archive: bytes, extras: Mapping[str, bytes]) -> bytes:
         for name, content in _entries(archive, stored=False).items()
         if not _DROPPED.fullmatch(name) and not name.startswith(EXTRA)
     }
-    return _lay_out(entries | {EXTRA + name: extras[name] for name in sorted(extras)})
+    return laid_out(entries | {EXTRA + name: extras[name] for name in sorted(extras)})
 
 
 def extras_of(archive: bytes, name: str) -> dict[str, bytes]:
     """Check every byte of a `controller.pt` that can be checked; give its extra files."""
     try:
         entries = _entries(archive, stored=True)
-        same = _lay_out(entries) == archive
+        same = laid_out(entries) == archive
     except (zipfile.BadZipFile, EOFError, ValueError, OSError, RuntimeError) as error:
         raise FileFault(f"{name} is not a TorchScript archive, or is damaged ({error})") from error
     except (NotImplementedError, zipfile.LargeZipFile) as error:
@@ -76,7 +76,7 @@ def load_script(archive: bytes, name: str) -> torch.jit.ScriptModule:
     except (RuntimeError, ValueError, OSError) as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileFault(f"{name} cannot be loaded by LibTorch: {words}") from error
-    missing = [method for method in METHODS if not hasattr(module, method)]
+    missing = [method for method in ALL_METHODS if not hasattr(module, method)]
     if missing:
         raise FileFault(f"{name} lacks the method {', '.join(missing)}")
     return module
@@ -88,6 +88,11 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`?torch\.jit\.", DeprecationWarning)
         yield
+
+
+def stored_entries(archive: bytes) -> dict[str, bytes]:
+    """Name below the root -> content of an archive in which nothing is compressed."""
+    return _entries(archive, stored=True)
 
 
 def _entries(archive: bytes, *, stored: bool) -> dict[str, bytes]:
@@ -108,7 +113,8 @@ def _entries(archive: bytes, *, stored: bool) -> dict[str, bytes]:
         return {info.filename.removeprefix(ROOT): opened.read(info) for info in infos}
 
 
-def _lay_out(entries: Mapping[str, bytes]) -> bytes:
+def laid_out(entries: Mapping[str, bytes]) -> bytes:
+    """The archive of entries below the root, in the fixed layout."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in entries.items():

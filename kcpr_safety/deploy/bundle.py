@@ -1,9 +1,13 @@
 """How does a run become a folder that a robot can trust to be what was evaluated?
 
     NAME/  controller.pt        scripted and frozen; card, contract and golden vectors inside
+           controller.onnx      `act` as an ONNX graph
+           controller.pt2       `act` as a torch.export program
            weights.safetensors  source of truth: both policies and the critics, a policy file
            golden.safetensors   observations with their answers
-           card.json            interface, evidence, parity, provenance
+           card.json            interface, assurance, evidence, parity, provenance
+           CARD.md              the card for people, with evaluation.svg
+           sbom.cdx.json        components and licences (CycloneDX)
            manifest.json        SHA-256 of all of these (`manifest`)
            manifest.sig         ed25519 signature over it (`keys`)
 
@@ -21,15 +25,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kcpr_safety.controller import controller_from_tensors
+from kcpr_safety.assurance import Assurance
+from kcpr_safety.assured import assured, contract_text
 from kcpr_safety.deploy.archive import canonical, extras_of, load_script
-from kcpr_safety.deploy.card import card_to_bytes, make_card
-from kcpr_safety.deploy.keys import signing_key
+from kcpr_safety.deploy.card import Proof, card_to_bytes, check_card, make_card
+from kcpr_safety.deploy.components import components
+from kcpr_safety.deploy.keys import PublicKey, signing_key
 from kcpr_safety.deploy.manifest import SEALS, seal
 from kcpr_safety.deploy.parity import Parity, answers, golden_observations, measure
-from kcpr_safety.deploy.script import scripted
+from kcpr_safety.deploy.render import plot, rendered
+from kcpr_safety.deploy.runtimes import exported_act, onnx_act
+from kcpr_safety.deploy.script import CONTROLLER_FILE, EXPORTED_FILE, ONNX_FILE, scripted
 from kcpr_safety.errors import FileFault
-from kcpr_safety.evidence import EVIDENCE_FILE, Evidence, read_evidence, read_json
+from kcpr_safety.evidence import (
+    CALIBRATION_FILE,
+    EVIDENCE_FILE,
+    LATENCY_FILE,
+    STRESS_FILE,
+    Evidence,
+    read_evidence,
+    read_json,
+)
 from kcpr_safety.files import atomic_write, faults_of, sync_folder
 from kcpr_safety.policy_file import (
     BUNDLE_FILE,
@@ -41,11 +57,16 @@ from kcpr_safety.policy_file import (
 from kcpr_safety.stats import over_budget
 from kcpr_safety.tensor_file import pack
 
-CONTROLLER_FILE = "controller.pt"
 GOLDEN_FILE = "golden.safetensors"
 CARD_FILE = "card.json"
 CONTRACT_EXTRA = "contract.json"
-FILES = (CONTROLLER_FILE, BUNDLE_FILE, GOLDEN_FILE, CARD_FILE)
+PAGE_FILE = "CARD.md"
+PLOT_FILE = "evaluation.svg"
+COMPONENTS_FILE = "sbom.cdx.json"
+FILES = (
+    *(CONTROLLER_FILE, ONNX_FILE, EXPORTED_FILE),
+    *(BUNDLE_FILE, GOLDEN_FILE, CARD_FILE, PAGE_FILE, PLOT_FILE, COMPONENTS_FILE),
+)
 """What manifest and signature are about."""
 
 
@@ -59,9 +80,9 @@ def export_bundle(run: Path, out: Path, key: str | Path | None = None) -> dict[s
     check_target(out)
     signer = signing_key(key)
     policy = read_policy(run)
-    evidence = read_run_evidence(run, policy)
-    config = read_json(run / "config.json") if (run / "config.json").exists() else {}
-    contents, parity = bundle_contents(policy, evidence, config)
+    proof = read_proof(run, policy)
+    evidence = proof.evidence
+    contents, parity = bundle_contents(policy, proof, signer.public)
     write_folder(out, seal(contents, signer))
     return {
         "task": policy.task,
@@ -94,8 +115,7 @@ def read_run_evidence(run: Path, policy: PolicyFile) -> Evidence:
         judged, held = getattr(evidence, key), getattr(policy, key)
         if judged != held:
             raise FileFault(f"{path} judged {key} {judged}, but the run's policy has {held}")
-    digest = hashlib.sha256(locate_policy(run).read_bytes()).hexdigest()
-    if evidence.policy_sha256 != digest:
+    if evidence.policy_sha256 != _digest(run):
         raise FileFault(
             f"{path} judged another policy than the run holds now; run again: "
             f"kcpr-safety evaluate {run}"
@@ -103,34 +123,93 @@ def read_run_evidence(run: Path, policy: PolicyFile) -> Evidence:
     return evidence
 
 
+def read_proof(run: Path, policy: PolicyFile) -> Proof:
+    """The evidence files of a run, each of which must be about its kept policy."""
+    evidence = read_run_evidence(run, policy)
+    assurance, calibration = read_calibration(run, policy)
+    optional = {
+        name: read_json(run / name) if (run / name).exists() else None
+        for name in (STRESS_FILE, LATENCY_FILE, "config.json")
+    }
+    stress = optional[STRESS_FILE]
+    if stress is not None and (stress.get("policy_sha256"), stress.get("assurance")) != (
+        _digest(run),
+        assurance.to_record(),
+    ):
+        raise FileFault(
+            f"{run / STRESS_FILE} was made with another policy or calibration; run again: "
+            f"kcpr-safety stress {run}"
+        )
+    latency, config = optional[LATENCY_FILE], optional["config.json"] or {}
+    return Proof(evidence, assurance, calibration, stress, latency, config)
+
+
+def read_calibration(run: Path, policy: PolicyFile) -> tuple[Assurance, dict[str, Any]]:
+    """The run's calibration, if it was of this very policy."""
+    path = run / CALIBRATION_FILE
+    if not path.exists():
+        raise FileFault(
+            f"{run} has not been calibrated, and a controller needs its ranges and thresholds; "
+            f"first run: kcpr-safety calibrate {run}"
+        )
+    record = read_json(path)
+    if record.get("policy_sha256") != _digest(run):
+        raise FileFault(
+            f"{path} is about another policy than the run holds now; run again: "
+            f"kcpr-safety calibrate {run}"
+        )
+    sizes = (policy.contract.obs_size, policy.contract.action_size)
+    assurance = Assurance.from_record(record.get("assurance"), sizes, str(path))
+    report = record.get("calibration")
+    if not isinstance(report, dict) or not isinstance(report.get("fallback"), dict):
+        raise FileFault(f"{path} holds no report of a calibration")
+    return assurance, report
+
+
+def _digest(run: Path) -> str:
+    return hashlib.sha256(locate_policy(run).read_bytes()).hexdigest()
+
+
 def bundle_contents(
-    policy: PolicyFile, evidence: Evidence, config: Mapping[str, Any]
+    policy: PolicyFile, proof: Proof, key: PublicKey
 ) -> tuple[dict[str, bytes], Parity]:
     """File name -> bytes of a bundle whose parity has been measured on these very bytes."""
-    eager = controller_from_tensors(policy.tensors, policy.contract)
-    bare = scripted(policy)
-    parity = measure(eager, load_script(bare, CONTROLLER_FILE), policy.tensors, policy.contract)
+    contract, tensors = policy.contract, policy.tensors
+    eager = assured(policy, proof.assurance)
+    forms = scripted(policy, proof.assurance)
+    others = (
+        onnx_act(forms[ONNX_FILE], ONNX_FILE),
+        exported_act(forms[EXPORTED_FILE], EXPORTED_FILE),
+    )
+    script = load_script(forms[CONTROLLER_FILE], CONTROLLER_FILE)
+    parity = measure(eager, script, others, tensors, contract)
     if not parity.holds:
         raise FileFault(
             f"no bundle of {policy.task} was written: the TorchScript controller differs from the "
-            f"evaluated policy by {max(parity.golden_max_ulp, parity.adversarial_max_ulp)} ULP"
+            f"evaluated policy by {max(parity.golden_max_ulp, parity.adversarial_max_ulp)} ULP, "
+            f"ONNX by {parity.onnx_max_error:.2g} and torch.export by {parity.pt2_max_error:.2g} "
+            "of the action's span"
         )
-    obs = golden_observations(policy.tensors)
+    obs = golden_observations(tensors)
     golden = pack({"obs": obs, **answers(eager, obs)}, {"schema_version": "1"})
-    weights = policy_to_bytes(policy, BUNDLE_FILE)
-    card = card_to_bytes(make_card(policy, evidence, parity, config))
+    card = make_card(policy, proof, parity, key)
+    check_card(card, CARD_FILE)
+    data = card_to_bytes(card)
     extras = {
-        CARD_FILE: card,
-        CONTRACT_EXTRA: policy.contract.to_json().encode(),
+        CARD_FILE: data,
+        CONTRACT_EXTRA: contract_text(contract, proof.assurance).encode(),
         GOLDEN_FILE: golden,
     }
-    controller = canonical(bare, extras)
+    controller = canonical(forms[CONTROLLER_FILE], extras)
     extras_of(controller, CONTROLLER_FILE)
-    return {
+    return forms | {
         CONTROLLER_FILE: controller,
-        BUNDLE_FILE: weights,
+        BUNDLE_FILE: policy_to_bytes(policy, BUNDLE_FILE),
         GOLDEN_FILE: golden,
-        CARD_FILE: card,
+        CARD_FILE: data,
+        PAGE_FILE: rendered(card).encode(),
+        PLOT_FILE: plot(card["evidence"]).encode(),
+        COMPONENTS_FILE: components(),
     }, parity
 
 

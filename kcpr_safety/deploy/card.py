@@ -1,20 +1,26 @@
 """What must whoever runs a bundle know: its interface, its evidence, and what it does not claim?
 
-`card.json` is one JSON object with sorted keys and floats at round-trip precision, computed from
-the policy file, the run's evaluation and the measured parity; no clock, path or machine name goes
-in, so the same run gives the same bytes.
+`card.json` is one JSON object with sorted keys and floats at round-trip precision, assembled from
+the policy file, the run's evidence files (`evidence`) and the measured parity; nothing is computed
+about the policy here, and no clock or path goes in, so the same run gives the same bytes. Its JSON
+Schema is `card.schema.json` beside this file; a card that breaks it is neither written nor read.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import torch
 
 from kcpr_safety import __version__
-from kcpr_safety.controller import NON_FINITE
+from kcpr_safety.assurance import CHECK_BITS, MODE_BITS, STATE, Assurance
+from kcpr_safety.assured import SCHEMA_VERSION as INTERFACE_VERSION
+from kcpr_safety.deploy.keys import PublicKey
 from kcpr_safety.deploy.parity import TOLERANCE, Parity
 from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import Evidence
@@ -40,17 +46,38 @@ NOT_CLAIMED = (
     "The intervals hold for this one policy; they say nothing about another training seed.",
 )
 
-_KEYS = ("contract", "evidence", "identity", "parity")
+METHODS = {
+    "forward": "observation -> action: the nominal action, the policy that was evaluated",
+    "nominal": "observation -> action of the reward module",
+    "fallback": "observation -> action of the punishment module",
+    "act": "observation -> (action, risk, mode), without memory",
+    "step": "(observation, state) -> (action, risk, mode, state)",
+    "risk": "(observation, action) -> [batch, 1]: pessimistic predicted punishment",
+    "check": "observation -> int64 [batch], bits of `check_bits`",
+    "self_test": "-> float: largest error of the golden answers, replayed",
+    "contract": "-> JSON: contract and assurance",
+    "schema_version": "-> int",
+}
 
 
-def make_card(
-    policy: PolicyFile,
-    evidence: Evidence,
-    parity: Parity,
-    config: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The card of a bundle; `config` is the run's."""
-    contract = policy.contract
+@dataclass(frozen=True)
+class Proof:
+    """What a run knows about its kept policy: its evidence files."""
+
+    evidence: Evidence
+    assurance: Assurance
+    calibration: Mapping[str, Any]
+    stress: Mapping[str, Any] | None
+    """The fault table; None: not made."""
+    latency: Mapping[str, Any] | None
+    """What `bench policy` measured; None: not measured."""
+    config: Mapping[str, Any]
+    """The run's configuration."""
+
+
+def make_card(policy: PolicyFile, proof: Proof, parity: Parity, key: PublicKey) -> dict[str, Any]:
+    """The card of a bundle that `key` will sign."""
+    contract, assurance, config = policy.contract, proof.assurance, proof.config
     return {
         "schema_version": SCHEMA_VERSION,
         "identity": {
@@ -64,27 +91,35 @@ def make_card(
             "dtype": "float32",
             "shape": {"observation": ["batch", contract.obs_size]}
             | {"action": ["batch", contract.action_size]},
-            "methods": {
-                "forward": "observation -> action: the nominal action",
-                "nominal": "observation -> action of the reward module",
-                "fallback": "observation -> action of the punishment module",
-                "check": "observation -> int64 [batch], bits of `check_bits`",
-            },
-            "check_bits": {"non_finite": NON_FINITE},
+            "version": INTERFACE_VERSION,
+            "methods": METHODS,
+            "check_bits": dict(CHECK_BITS),
+            "mode_bits": dict(MODE_BITS),
+            "state": f"{', '.join(STATE)}, previous action; begin with assurance.initial_state",
             "observation": "raw, in the contract's order and units; the normaliser is inside",
             "action": "in the contract's units, scaled and clipped; apply as it is"
             if not contract.commands
             else "a row of the contract's commands, or the safe action; apply as it is",
-            "safe_action": [min(max(0.0, e.low), e.high) for e in contract.action],
-            "safe_action_when": "any entry of the observation is not finite",
+            "safe_action": list(assurance.safe_action),
+            "safe_action_when": "an entry of the observation is not finite (every method), or "
+            "beyond its hard range (act, step)",
         },
+        "assurance": assurance.to_record(),
         "safety": {
             "punishment": contract.punishment,
             "budget": contract.budget,
             "budget_is": "allowed punishment, summed over one full episode, undiscounted",
+            "risk": f"{'larger of two critics, ' if not contract.commands else ''}punishment "
+            f"discounted by {assurance.gamma:g} per step: an effective horizon of "
+            f"{assurance.horizon_steps:.0f} steps ({assurance.horizon_steps * contract.period_s:g}"
+            " s), if the nominal policy goes on",
+            "fallback": fallback_words(assurance, proof.calibration),
             "not_claimed": list(NOT_CLAIMED),
         },
-        "evidence": evidence_record(evidence),
+        "evidence": evidence_record(proof.evidence),
+        "calibration": dict(proof.calibration),
+        "stress": proof.stress,
+        "latency": proof.latency,
         "parity": {
             **asdict(parity),
             "unit": "ULP of float32, batch 1, every method, against the evaluated policy",
@@ -97,7 +132,30 @@ def make_card(
             "training_versions": config.get("versions", {}),
             "task_card_sha256": config.get("card_sha256"),
         },
+        "signature": {
+            "algorithm": "ed25519",
+            "key_id": key.id,
+            "public_key_sha256": key.fingerprint,
+        },
     }
+
+
+def fallback_words(assurance: Assurance, calibration: Mapping[str, Any]) -> str:
+    """Whether the punishment module may act, and why."""
+    found = calibration["fallback"]
+    told = (
+        f"acting alone from states that the nominal policy visits it suffered "
+        f"{found['punishment']:.4g} where the nominal policy suffered "
+        f"{found['nominal_punishment']:.4g}"
+    )
+    if assurance.fallback:
+        return f"acts: {told}"
+    if not found["earned"]:
+        return f"never acts in this bundle: {told}, and at most half had to be shown"
+    return (
+        f"never acts in this bundle: {told}, but no threshold lowered the nominal punishment at a "
+        "cost of at most 5 % of the return"
+    )
 
 
 def evidence_record(evidence: Evidence) -> dict[str, Any]:
@@ -147,11 +205,25 @@ def card_from_bytes(data: bytes, name: str) -> dict[str, Any]:
         raise FileFault(f"{name} is no bundle card: {error}") from error
     version = card.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise FileFault(f"{name} has schema version {version!r}; this package reads '1'")
-    missing = [key for key in _KEYS if not isinstance(card.get(key), dict)]
-    if missing:
-        raise FileFault(f"{name} is no bundle card: it lacks {', '.join(missing)}")
+        raise FileFault(
+            f"{name} has schema version {version!r}; this package reads '{SCHEMA_VERSION}'"
+        )
+    check_card(card, name)
     return card
+
+
+def check_card(card: Mapping[str, Any], name: str) -> None:
+    """Raise `FileFault` for a card that breaks its JSON Schema."""
+    fault = next(_validator().iter_errors(card), None)
+    if fault is not None:
+        place = "/".join(map(str, fault.absolute_path)) or "the card"
+        raise FileFault(f"{name} is no bundle card: {place}: {fault.message:.200}")
+
+
+@functools.cache
+def _validator() -> jsonschema.Draft202012Validator:
+    schema = json.loads((Path(__file__).parent / "card.schema.json").read_text("utf-8"))
+    return jsonschema.Draft202012Validator(schema)
 
 
 def _interval(interval: Interval) -> dict[str, float | None]:

@@ -10,9 +10,10 @@ policy file gives the same controller without TorchScript.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +21,25 @@ from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
 from torch import Tensor, nn
 
+from kcpr_safety.assurance import Assurance
+from kcpr_safety.assured import assured, contract_text, unassured
 from kcpr_safety.contract import Contract
-from kcpr_safety.controller import METHODS, controller_from_tensors
 from kcpr_safety.deploy.archive import extras_of, load_script
 from kcpr_safety.deploy.bundle import (
     CARD_FILE,
     CONTRACT_EXTRA,
-    CONTROLLER_FILE,
     FILES,
     GOLDEN_FILE,
+    read_calibration,
 )
 from kcpr_safety.deploy.card import card_from_bytes
 from kcpr_safety.deploy.keys import trusted_keys
-from kcpr_safety.deploy.manifest import MANIFEST_FILE, open_sealed
+from kcpr_safety.deploy.manifest import MANIFEST_FILE, Sealed, open_sealed
 from kcpr_safety.deploy.parity import TOLERANCE, answers
+from kcpr_safety.deploy.script import CONTROLLER_FILE
 from kcpr_safety.errors import FileFault
-from kcpr_safety.policy_file import BUNDLE_FILE, policy_from_bytes, read_policy
+from kcpr_safety.evidence import CALIBRATION_FILE
+from kcpr_safety.policy_file import BUNDLE_FILE, PolicyFile, policy_from_bytes, read_policy
 from kcpr_safety.tensor_file import unpack
 
 Row = Float[ndarray, "*batch obs"]
@@ -50,7 +54,7 @@ class Policy:
     source: Path
     """The folder or file that it was loaded from."""
     controller: nn.Module
-    """Takes float32 tensors [batch, obs]: `forward`, `nominal`, `fallback`, `check`."""
+    """Takes float32 tensors: the methods of `assured.AssuredController`."""
 
     def act(self, obs: Row) -> Command:
         """The nominal action [A] of one observation [O], or [N, A] of N of them, float32."""
@@ -86,62 +90,113 @@ class Policy:
         return np.asarray(answer[0]) if array.ndim == 1 else answer
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A bundle whose parts have been checked against each other."""
+
+    sealed: Sealed
+    card: Mapping[str, Any]
+    policy: PolicyFile
+    assurance: Assurance
+    module: torch.jit.ScriptModule
+    """`controller.pt`, after its golden answers were repeated."""
+    error: float
+    """Largest error of those, in shares of an action's span."""
+
+
 def load_policy(path: Path, trust: Iterable[Path] = ()) -> Policy:
     """Load whatever can act from a run folder, a policy file or a bundle folder.
 
-    A bundle must be signed by a key of `keys.trusted_keys`; `trust` adds files `ID.pub` to those.
+    A bundle must be signed by a key of `keys.trusted_keys`; `trust` adds files `ID.pub` to those. A
+    run that is not calibrated yet has neither ranges nor thresholds.
     """
     path = Path(path)
-    marks = (CONTROLLER_FILE, CARD_FILE, MANIFEST_FILE)
-    if path.is_dir() and any((path / mark).exists() for mark in marks):
-        return load_bundle(path, trust)
+    if is_bundle(path):
+        opened = open_bundle(path, trust)
+        return Policy(opened.policy.contract, path, opened.module)
     policy = read_policy(path)
-    controller = controller_from_tensors(policy.tensors, policy.contract)
-    return Policy(policy.contract, path, controller)
+    assurance = unassured(policy)
+    if (path / CALIBRATION_FILE).is_file():
+        assurance, _ = read_calibration(path, policy)
+    return Policy(policy.contract, path, assured(policy, assurance))
 
 
-def load_bundle(folder: Path, trust: Iterable[Path] = ()) -> Policy:
+def is_bundle(path: Path) -> bool:
+    """Whether a folder wants to be a bundle."""
+    marks = (CONTROLLER_FILE, CARD_FILE, MANIFEST_FILE)
+    return path.is_dir() and any((path / mark).exists() for mark in marks)
+
+
+def open_bundle(folder: Path, trust: Iterable[Path] = ()) -> Opened:
     """Check a bundle's files against each other and load its TorchScript controller."""
-    data = open_sealed(folder, trusted_keys(trust)).contents
+    sealed = open_sealed(folder, trusted_keys(trust))
+    data = sealed.contents
     if odd := sorted(set(data) ^ set(FILES)):
         what = "no part of a bundle" if odd[0] in data else f"not listed in {MANIFEST_FILE}"
         raise FileFault(f"{folder / odd[0]} is {what} of this package's format")
     card = card_from_bytes(data[CARD_FILE], str(folder / CARD_FILE))
+    if card["signature"]["public_key_sha256"] != sealed.key.fingerprint:
+        raise FileFault(
+            f"{folder / CARD_FILE} names another key than {sealed.key.id}, which signed"
+        )
     policy = policy_from_bytes(data[BUNDLE_FILE], str(folder / BUNDLE_FILE))
     contract = policy.contract
     if card["contract"] != json.loads(contract.to_json()):
         raise FileFault(f"{folder / CARD_FILE} and {BUNDLE_FILE} differ in their contract")
+    sizes = (contract.obs_size, contract.action_size)
+    assurance = Assurance.from_record(card["assurance"], sizes, str(folder / CARD_FILE))
     name = str(folder / CONTROLLER_FILE)
     archive = data[CONTROLLER_FILE]
     extras = extras_of(archive, name)
+    text = contract_text(contract, assurance)
     beside = {
         CARD_FILE: data[CARD_FILE],
         GOLDEN_FILE: data[GOLDEN_FILE],
-        CONTRACT_EXTRA: contract.to_json().encode(),
+        CONTRACT_EXTRA: text.encode(),
     }
     for extra, content in beside.items():
         if extras.get(extra) != content:
             raise FileFault(f"{name} belongs to another bundle: its {extra} differs")
     golden, _ = unpack(data[GOLDEN_FILE], str(folder / GOLDEN_FILE))
     module = load_script(archive, name)
-    self_test(module, golden, contract, str(folder))
-    return Policy(contract, folder, module)
+    if module.contract() != text:
+        raise FileFault(f"{name} and {CARD_FILE} differ in their contract")
+    error = max(self_test(module, golden, contract, str(folder)), own_test(module, name))
+    return Opened(sealed, card, policy, assurance, module, error)
 
 
-def self_test(module: nn.Module, golden: dict[str, Tensor], contract: Contract, name: str) -> float:
+def own_test(module: torch.jit.ScriptModule, name: str) -> float:
+    """The golden answers that the controller carries inside."""
+    error = float(module.self_test())
+    if not error <= TOLERANCE:
+        raise FileFault(
+            f"{name} does not repeat its golden answers here: its self-test is off by {error:.2g}, "
+            f"allowed is {TOLERANCE:.0g}"
+        )
+    return error
+
+
+def self_test(
+    module: torch.nn.Module, golden: dict[str, Tensor], contract: Contract, name: str
+) -> float:
     """Replay the golden answers; the largest error, in shares of an action's span."""
-    rows = golden["obs"].shape[0] if "obs" in golden else 0
-    if set(golden) != {"obs", *METHODS} or rows == 0 or golden["obs"].dim() != 2:
+    obs = golden.get("obs")
+    if obs is None or obs.dim() != 2 or obs.shape[0] == 0 or obs.shape[1] != contract.obs_size:
         raise FileFault(f"{name}/{GOLDEN_FILE} does not hold golden answers")
+    told = answers(module, obs)
+    if {"obs", *told} != set(golden):
+        raise FileFault(f"{name}/{GOLDEN_FILE} does not hold the answers of every method")
     span = torch.tensor([entry.high - entry.low for entry in contract.action])
     worst = 0.0
-    try:
-        for method, answer in answers(module, golden["obs"]).items():
-            scale = span if answer.is_floating_point() else torch.ones(())
-            error = ((answer - golden[method]).abs() / scale).max()
-            worst = max(worst, float(error)) if error == error else float("inf")
-    except RuntimeError as error:
-        raise FileFault(f"{name}/{GOLDEN_FILE} does not fit {CONTROLLER_FILE}") from error
+    for method, answer in told.items():
+        wanted = golden[method]
+        if wanted.shape != answer.shape or wanted.dtype != answer.dtype:
+            raise FileFault(f"{name}/{GOLDEN_FILE} does not fit {CONTROLLER_FILE}")
+        scale = span if answer.shape[-1:] == span.shape and answer.dim() == 2 else torch.ones(())
+        if "risk" in method:
+            scale = 1.0 + wanted.abs()
+        error = ((answer - wanted).abs() / scale).max()
+        worst = max(worst, float(error)) if error == error else float("inf")
     if worst > TOLERANCE:
         raise FileFault(
             f"{name}/{CONTROLLER_FILE} does not repeat its golden answers here: it is off by "

@@ -3,17 +3,21 @@
 Two levels, row by row at batch 1, every method: golden observations, drawn from the normaliser's
 statistics and shipped with their answers; and adversarial ones: bounds, zeros of both signs,
 denormals, the largest floats, infinities and NaN in every entry. The distance is counted in ULP,
-the number of float32 values between two answers. (The third level, whole episodes, needs a
-simulator and lives in the tests.)
+the number of float32 values between two answers; of the forms that other libraries compute (ONNX)
+in shares of the action's span, and of 1 + risk. `step` is asked row after row with its own state.
+(The third level, whole episodes, needs a simulator and lives in the tests.)
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from kcpr_safety.assured import AssuredController
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import METHODS
 
@@ -24,19 +28,25 @@ TOLERANCE = 1e-5
 _SPREAD = 3.0
 """Golden observations reach this many standard deviations, some beyond."""
 
+Act = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""obs [1, N] -> (action, risk, mode)"""
+
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest distance over every row and method; 0 is parity."""
+    """Largest distances over every row and method; 0 is parity."""
 
     golden_rows: int
     golden_max_ulp: int
     adversarial_rows: int
     adversarial_max_ulp: int
+    onnx_max_error: float
+    pt2_max_error: float
 
     @property
     def holds(self) -> bool:
-        return self.golden_max_ulp == 0 and self.adversarial_max_ulp == 0
+        exact = self.golden_max_ulp == 0 and self.adversarial_max_ulp == 0
+        return exact and self.onnx_max_error <= TOLERANCE and self.pt2_max_error <= TOLERANCE
 
 
 def golden_observations(tensors: Mapping[str, Tensor]) -> Float[Tensor, "rows obs"]:
@@ -70,27 +80,49 @@ def adversarial_observations(
     return torch.stack(rows).to(torch.float32)
 
 
-def answers(
-    module: torch.nn.Module, obs: Float[Tensor, "rows obs"]
-) -> dict[str, Float[Tensor, "rows out"] | Int[Tensor, " rows"]]:
-    """What every method says to every row, asked one at a time as a robot asks."""
+def answers(module: Any, obs: Float[Tensor, "rows obs"]) -> dict[str, Tensor]:
+    """What every method of a controller, eager or scripted, says to every row, one at a time."""
+    told: dict[str, list[Tensor]] = {}
+
+    def note(name: str, answer: Tensor) -> None:
+        told.setdefault(name, []).append(answer)
+
     with torch.inference_mode():
-        return {
-            method: torch.cat([getattr(module, method)(row.unsqueeze(0)) for row in obs])
-            for method in METHODS
-        }
+        state = initial_state(module)
+        for row in obs:
+            one = row.unsqueeze(0)
+            for method in METHODS:
+                note(method, getattr(module, method)(one))
+            for name, answer in zip(_ACT, module.act(one), strict=True):
+                note(name, answer)
+            note("risk_of_fallback", module.risk(one, told["fallback"][-1]))
+            *said, state = module.step(one, state)
+            for name, answer in zip(_STEP, (*said, state), strict=True):
+                note(name, answer)
+    return {name: torch.cat(rows) for name, rows in told.items()}
+
+
+def initial_state(module: Any) -> Float[Tensor, "1 state"]:
+    """What `step` begins with, by the controller's own contract."""
+    record = json.loads(module.contract())
+    return torch.tensor([record["assurance"]["initial_state"]], dtype=torch.float32)
 
 
 def measure(
-    eager: torch.nn.Module,
+    eager: AssuredController,
     deployed: torch.nn.Module,
+    others: tuple[Act, Act],
     tensors: Mapping[str, Tensor],
     contract: Contract,
 ) -> Parity:
-    """Compare twice over: TorchScript's first calls run other code than its later ones."""
+    """Compare twice over: TorchScript's first calls run other code than its later ones.
+
+    `others` are the ONNX graph and the exported program.
+    """
     golden = golden_observations(tensors)
     adversarial = adversarial_observations(tensors, contract)
     worst = []
+    errors = [0.0, 0.0]
     for obs in (golden, adversarial):
         wanted = answers(eager, obs)
         distances = [
@@ -99,7 +131,24 @@ def measure(
             for method, got in answers(deployed, obs).items()
         ]
         worst.append(max(distances))
-    return Parity(len(golden), worst[0], len(adversarial), worst[1])
+        for i, act in enumerate(others):
+            errors[i] = max(errors[i], act_error(act, obs, wanted, contract))
+    return Parity(len(golden), worst[0], len(adversarial), worst[1], errors[0], errors[1])
+
+
+def act_error(
+    act: Act, obs: Float[Tensor, "rows obs"], wanted: Mapping[str, Tensor], contract: Contract
+) -> float:
+    """Largest error of (action, risk, mode): in spans, in 1 + risk, and any other mode is 1."""
+    said = [act(row.unsqueeze(0)) for row in obs]
+    action, risk, mode = (torch.cat(parts) for parts in zip(*said, strict=True))
+    span = torch.tensor([entry.high - entry.low for entry in contract.action])
+    errors = (
+        (action - wanted["act_action"]).abs() / span,
+        (risk - wanted["act_risk"]).abs() / (1.0 + wanted["act_risk"]),
+        (mode != wanted["act_mode"]).float(),
+    )
+    return max(float(torch.nan_to_num(e, nan=torch.inf).max()) for e in errors)
 
 
 def max_ulp(one: Tensor, two: Tensor) -> int:
@@ -112,9 +161,11 @@ def max_ulp(one: Tensor, two: Tensor) -> int:
 
 
 _SIDES = ("low", "high")
+_ACT = ("act_action", "act_risk", "act_mode")
+_STEP = ("step_action", "step_risk", "step_mode", "step_state")
 
 
-def _line(values: Tensor) -> Int[Tensor, "..."]:
+def _line(values: Tensor) -> Tensor:
     """float32 as integers in the order of the numbers; -0 lies one below +0."""
     if values.dtype != torch.float32:
         return values.to(torch.int64)

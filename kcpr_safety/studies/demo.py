@@ -18,6 +18,7 @@ from kcpr_safety.training.checkpoints import checkpoint_files, read_counters
 TASK = "SafetyHalfCheetahVelocity-v1"
 STEPS = 200_000
 EPISODES = 10
+CALIBRATED = 10
 
 SUMMARY_FILE = "summary.json"
 
@@ -29,6 +30,8 @@ def run(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]
     _train(out, seed, steps or STEPS)
     say(f"judging it on {EPISODES} episodes that training has never seen")
     judged = api.evaluate(out, episodes=EPISODES)
+    say("calibrating its predicted punishment on episodes of a third kind")
+    api.calibrate(out, episodes=CALIBRATED)
     say(f"exporting a TorchScript controller to {out / 'bundle'}")
     api.export(out, out / "bundle")
     page = api.report(out, out / "report.html")

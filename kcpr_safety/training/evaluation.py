@@ -13,7 +13,7 @@ discounted future, both in units of punishment.
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kcpr_safety import envs
 from kcpr_safety.agents.continuous import Learner
@@ -32,7 +32,7 @@ from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.envs import World
 from kcpr_safety.errors import FileFault, SettingsError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
-from kcpr_safety.seeds import evaluation_seeds
+from kcpr_safety.seeds import EpisodeSeeds, evaluation_seeds
 from kcpr_safety.stats import over_budget
 from kcpr_safety.training.checkpoints import CONFIG_FILE, read_config
 
@@ -42,7 +42,7 @@ SIDE_BY_SIDE = 10
 _TAIL = 5.0
 """A step's discounted future counts as known this many effective horizons before the end."""
 
-Act = Callable[[Controller, np.ndarray], np.ndarray]
+Act = Callable[[Any, np.ndarray], np.ndarray]
 """(controller, observations of all environments) -> commands"""
 
 OnStep = Callable[[int, int], None]
@@ -75,7 +75,7 @@ class Episodes:
 
 
 @dataclass
-class _Trace:
+class Trace:
     """One episode while it is being collected."""
 
     obs: list[np.ndarray]
@@ -129,11 +129,33 @@ def rollout(
     first: int = 0,
 ) -> Episodes:
     """`episodes` full episodes in the order of the world's schedule, from its `first`th round."""
+    traces = collect(controller, world, episodes, on_step, act, first)
+    predicted, realised = _calibration(traces, critic) if critic else (math.nan, math.nan)
+    return Episodes(
+        returns=tuple(math.fsum(trace.rewards) for trace in traces),
+        punishments=tuple(math.fsum(trace.punishments) for trace in traces),
+        lengths=tuple(len(trace.rewards) for trace in traces),
+        terminated=tuple(trace.terminated for trace in traces),
+        collisions=_whole(trace.collisions for trace in traces),
+        predicted=predicted,
+        realised=realised,
+    )
+
+
+def collect(
+    controller: nn.Module,
+    world: World,
+    episodes: int,
+    on_step: OnStep | None = None,
+    act: Act | None = None,
+    first: int = 0,
+) -> list[Trace]:
+    """The episodes of `rollout`, step by step."""
     act = act or act_by_row
-    traces: list[_Trace] = []
+    traces: list[Trace] = []
     total = episodes * world.contract.time_limit
     for start in range(0, episodes, world.num_envs):
-        block = [_Trace([], [], [], []) for _ in range(min(world.num_envs, episodes - start))]
+        block = [Trace([], [], [], []) for _ in range(min(world.num_envs, episodes - start))]
         round_ = first + start // world.num_envs
         obs, _ = world.reset(options={"episodes": [round_] * world.num_envs})
         for step in range(world.contract.time_limit):
@@ -155,16 +177,7 @@ def rollout(
             if all(trace.done for trace in block):
                 break
         traces += block
-    predicted, realised = _calibration(traces, critic) if critic else (math.nan, math.nan)
-    return Episodes(
-        returns=tuple(math.fsum(trace.rewards) for trace in traces),
-        punishments=tuple(math.fsum(trace.punishments) for trace in traces),
-        lengths=tuple(len(trace.rewards) for trace in traces),
-        terminated=tuple(trace.terminated for trace in traces),
-        collisions=_whole(trace.collisions for trace in traces),
-        predicted=predicted,
-        realised=realised,
-    )
+    return traces
 
 
 def _whole(counts: Iterable[int | None]) -> tuple[int, ...] | None:
@@ -176,7 +189,7 @@ def _whole(counts: Iterable[int | None]) -> tuple[int, ...] | None:
 
 @torch.no_grad()
 def act_by_row(
-    controller: Controller, obs: Float[np.ndarray, "envs obs"]
+    controller: nn.Module, obs: Float[np.ndarray, "envs obs"]
 ) -> Float[np.ndarray, "envs action"]:
     """The controller's answer to each row alone."""
     rows: Tensor = torch.as_tensor(obs, dtype=torch.float32)
@@ -192,23 +205,28 @@ def act_together(
     return actions.astype(np.float64)
 
 
-def _calibration(traces: list[_Trace], critic: Critic) -> tuple[float, float]:
+def _calibration(traces: list[Trace], critic: Critic) -> tuple[float, float]:
     predicted: list[np.ndarray] = []
     realised: list[np.ndarray] = []
     tail = math.ceil(_TAIL / (1.0 - critic.gamma))
     for trace in traces:
-        future = np.zeros(len(trace.punishments) + 1)
-        for t in range(len(trace.punishments) - 1, -1, -1):
-            future[t] = trace.punishments[t] + critic.gamma * future[t + 1]
         # Where the episode truly ended its future is known at every step.
         known = len(trace.obs) if trace.terminated else len(trace.obs) - tail
         if known > 0:
             obs, actions = np.array(trace.obs[:known]), np.array(trace.actions[:known])
             predicted.append(critic(obs, actions))
-            realised.append(future[:known])
+            realised.append(discounted(trace.punishments, critic.gamma)[:known])
     if not predicted:
         return math.nan, math.nan
     return float(np.concatenate(predicted).mean()), float(np.concatenate(realised).mean())
+
+
+def discounted(punishments: Sequence[float], gamma: float) -> Float[np.ndarray, "steps"]:
+    """At each step, the discounted punishment from it to the episode's end."""
+    future = np.zeros(len(punishments) + 1)
+    for t in range(len(punishments) - 1, -1, -1):
+        future[t] = punishments[t] + gamma * future[t + 1]
+    return future[:-1]
 
 
 def evaluate_policy(
@@ -220,7 +238,8 @@ def evaluate_policy(
     started = time.perf_counter()
     path = locate_policy(place)
     policy = read_policy(path)
-    world = world_of(policy, min(episodes, SIDE_BY_SIDE), eval_seed)
+    beside = min(episodes, SIDE_BY_SIDE)
+    world = world_of(policy, beside, evaluation_seeds(eval_seed, beside))
     controller = controller_from_tensors(policy.tensors, policy.contract)
     with torch_threads():
         done = rollout(controller, world, episodes, critic_of(policy), on_step)
@@ -263,10 +282,10 @@ def _steps_trained(place: Path, policy: PolicyFile) -> int:
     return read_config(place).steps if config.is_file() else policy.steps
 
 
-def world_of(policy: PolicyFile, num_envs: int, eval_seed: int) -> World:
+def world_of(policy: PolicyFile, num_envs: int, seeds: EpisodeSeeds) -> World:
     """The policy's own task, which must still be the one that its contract was made for."""
     card = replace(envs.resolve(policy.task), budget=policy.contract.budget)
-    world = envs.make_world(card, num_envs, episode_seeds=evaluation_seeds(eval_seed, num_envs))
+    world = envs.make_world(card, num_envs, episode_seeds=seeds)
     for side in ("observation", "action", "commands"):
         own, theirs = getattr(policy.contract, side), getattr(world.contract, side)
         if own != theirs:

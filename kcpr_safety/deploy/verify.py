@@ -1,0 +1,67 @@
+"""Is a bundle everything that it says it is, on this machine, now?
+
+Signature and hashes, card against its schema, contract everywhere the same, golden answers inside
+and outside the controller, parity of all forms with the eager policy on golden and adversarial
+observations, page and picture against the card. The first fault is raised, with the file and the
+reason. Whether the task still has the contract is for who knows tasks (`api.verify`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kcpr_safety.assured import assured
+from kcpr_safety.deploy.bundle import CARD_FILE, PAGE_FILE, PLOT_FILE
+from kcpr_safety.deploy.load import Opened, open_bundle
+from kcpr_safety.deploy.parity import TOLERANCE, Parity, measure
+from kcpr_safety.deploy.render import plot, rendered
+from kcpr_safety.deploy.runtimes import exported_act, onnx_act
+from kcpr_safety.deploy.script import CONTROLLER_FILE, EXPORTED_FILE, ONNX_FILE
+from kcpr_safety.errors import FileFault
+
+
+def verify_bundle(folder: Path, trust: Iterable[Path] = ()) -> tuple[Opened, dict[str, Any]]:
+    """The bundle and what was found; anything wrong raises `FileFault`."""
+    opened = open_bundle(folder, trust)
+    data = opened.sealed.contents
+    for name, wanted in (
+        (PAGE_FILE, rendered(opened.card)),
+        (PLOT_FILE, plot(opened.card["evidence"])),
+    ):
+        if data[name] != wanted.encode():
+            raise FileFault(f"{folder / name} does not say what {CARD_FILE} says")
+    parity = parity_here(opened, folder)
+    return opened, {
+        "task": opened.policy.task,
+        "path": str(folder),
+        "key": opened.sealed.key.id,
+        "files": len(data),
+        "bytes": sum(map(len, data.values())),
+        "golden_error": opened.error,
+        **{f"parity_{name}": value for name, value in asdict(parity).items()},
+    }
+
+
+def parity_here(opened: Opened, folder: Path) -> Parity:
+    """Measured on this machine, which may round differently from the one that exported."""
+    data, policy = opened.sealed.contents, opened.policy
+    others = (
+        onnx_act(data[ONNX_FILE], str(folder / ONNX_FILE)),
+        exported_act(data[EXPORTED_FILE], str(folder / EXPORTED_FILE)),
+    )
+    eager = assured(policy, opened.assurance)
+    parity = measure(eager, opened.module, others, policy.tensors, policy.contract)
+    for name, error in ((ONNX_FILE, parity.onnx_max_error), (EXPORTED_FILE, parity.pt2_max_error)):
+        if not error <= TOLERANCE:
+            raise FileFault(f"{folder / name} differs from the policy by {error:.2g} of a span")
+    if max(parity.golden_max_ulp, parity.adversarial_max_ulp) > MOST_ULP:
+        raise FileFault(
+            f"{folder / CONTROLLER_FILE} differs from the policy of weights.safetensors by "
+            f"{max(parity.golden_max_ulp, parity.adversarial_max_ulp)} ULP"
+        )
+    return parity
+
+
+MOST_ULP = 0
+"""Eager and TorchScript call the same kernels, on any one machine."""
