@@ -10,7 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kcpr_safety.api import Policy, Result, evaluate, export, load_policy, report, train
+    from kcpr_safety.api import (
+        Policy,
+        Result,
+        calibrate,
+        evaluate,
+        export,
+        load_policy,
+        report,
+        stress,
+        train,
+        verify,
+    )
     from kcpr_safety.errors import KcprError
 
 __version__ = "0.1.0"
@@ -20,11 +31,14 @@ __all__ = [
     "Policy",
     "Result",
     "__version__",
+    "calibrate",
     "evaluate",
     "export",
     "load_policy",
     "report",
+    "stress",
     "train",
+    "verify",
 ]
 
 _LAZY = {name: "kcpr_safety.api" for name in __all__ if name != "__version__"} | {

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -289,9 +290,11 @@ def world_of(policy: PolicyFile, num_envs: int, seeds: EpisodeSeeds) -> World:
     for side in ("observation", "action", "commands"):
         own, theirs = getattr(policy.contract, side), getattr(world.contract, side)
         if own != theirs:
+            pairs = zip_longest(own, theirs)
+            odd = next((str(one) for one, other in pairs if one != other), "nothing more")
             raise FileFault(
-                f"the policy's {side} contract ({len(own)} entries) is not that of "
-                f"{policy.task} here ({len(theirs)} entries)"
+                f"the policy's {side} contract ({len(own)} entries) is not that of {policy.task} "
+                f"here ({len(theirs)} entries): the policy has {odd}"
             )
     return world
 
