@@ -88,12 +88,16 @@ def test_train_interrupt_resume_evaluate_export_report(tmp_path: Path) -> None:
     for words in (
         ["resume", str(run)],
         ["evaluate", str(run), "--episodes", "2"],
+        ["calibrate", str(run), "--episodes", "2"],
         ["export", str(run), "--out", str(tmp_path / "bundle")],
         ["evaluate", str(tmp_path / "bundle"), "--episodes", "2"],
     ):
         out, err = (done := command(*words, "--json")).communicate(timeout=300)
         assert done.returncode == 0, err
         record = json.loads(out)
+        if words[0] == "calibrate":
+            assert record["calibration"]["episodes"] == 2
+            continue
         assert set(record) >= KEYS
         assert record["steps"] <= 12_000
     report = command("report", str(run), "--out", str(tmp_path / "page"), "--json")

@@ -237,3 +237,15 @@ def test_the_page_is_what_a_newcomer_needs(bundle: Path) -> None:
         assert words in page, words
     evaluation = fake_evaluation(fake_policy(1))
     assert f"from seed {evaluation['eval_seed']:,}" in page
+
+
+def test_the_list_of_components(bundle: Path) -> None:
+    from importlib import metadata
+
+    record = json.loads((bundle / "sbom.cdx.json").read_text())
+    assert (record["bomFormat"], record["specVersion"]) == ("CycloneDX", "1.5")
+    assert "timestamp" not in json.dumps(record)
+    for part in record["components"]:
+        assert part["version"] == metadata.version(part["name"])
+        assert part["purl"].endswith(f"{part['name']}@{part['version']}")
+        assert part["licenses"][0]["expression"]

@@ -62,6 +62,7 @@ In C++ (LibTorch; `kcpr_safety/deploy/cpp` of the package, which verifies before
 
 ```cpp
 #include "controller.hpp"
+#include <cstdio>
 int main() {{
   const auto bundle = kcpr::open_bundle("{name}", "trusted");  // a folder with {key}.pub
   kcpr::Options options{{.period_s = bundle.contract.period_s}};
