@@ -155,6 +155,7 @@ def fake_calibration(policy: PolicyFile, **changed: Any) -> dict[str, Any]:
             },
             "alarms": {
                 "level": 0.5,
+                "bad_from": 2.5,
                 "bad_steps": 100,
                 "missed_share": 0.25,
                 "false_alarm_share": 0.5,

@@ -86,16 +86,16 @@ def test_the_conformal_quantile_covers_new_episodes() -> None:
 
 
 def test_alarms_by_hand() -> None:
-    """Level 1. Alarm from step 1 to 4; bad from 3 to 5; and one bad step without any alarm."""
+    """Alarm from step 1 to 4; bad (from 10) from 3 to 5; and one bad step without any alarm."""
     risk = np.array([0.0, 1.0, 1.5, 1.0, 2.0, 0.0, 0.0, 0.0])
-    future = np.array([0.0, 0.0, 0.0, 1.0, 3.0, 1.0, 0.0, 2.0])
-    said = alarms([risk], [future], 1.0, 0.05)
+    future = np.array([0.0, 9.0, 0.0, 10.0, 30.0, 10.0, 0.0, 20.0])
+    said = alarms([risk], [future], (1.0, 10.0), 0.05)
     assert said["bad_steps"] == 4
     assert said["missed_share"] == 0.5
     assert said["false_alarm_share"] == 0.5
     assert said["alarm_share"] == 0.5
     assert said["lead_time_s_median"] == pytest.approx(0.1)  # two steps before it became bad
-    quiet = alarms([np.zeros(3)], [np.zeros(3)], 1.0, 0.05)
+    quiet = alarms([np.zeros(3)], [np.zeros(3)], (1.0, 1.0), 0.05)
     assert (
         quiet["missed_share"] is quiet["false_alarm_share"] is quiet["lead_time_s_median"] is None
     )
@@ -110,7 +110,7 @@ def test_every_row_of_assured_acting_has_its_own_memory() -> None:
     for i in (0, 1):
         alone = assured_act(controller.step, controller.get_buffer("initial"), 1)
         for rows, both in zip(obs, together, strict=True):
-            assert np.array_equal(alone(None, rows[i : i + 1])[0], both[i])
+            assert np.allclose(alone(None, rows[i : i + 1])[0], both[i], atol=1e-5)
 
 
 def sprinter(offset: float) -> PolicyFile:
@@ -149,7 +149,7 @@ def test_a_fallback_that_avoids_at_little_cost_is_called() -> None:
     assert report["fallback"]["nominal_punishment"] == left
     assert assurance.fallback
     assert assurance.engage == pytest.approx(1.0 / 0.4)  # the critics' 1, in punishment
-    assert assurance.release == pytest.approx(0.7 * assurance.engage)
+    assert assurance.release == assurance.engage, "the risk is the same everywhere"
     assert (assurance.soft_start_steps, assurance.dwell_steps, assurance.blend_steps) == (1, 2, 1)
     assert report["thresholds_tried"][0]["punishment_mean"] == 0.0
 

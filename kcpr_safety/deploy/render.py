@@ -115,7 +115,8 @@ def _safety(card: Card, _: str) -> str:
     )
     alarms, conformal = calibration["alarms"], calibration["conformal"]
     lines.append(
-        f"- At an alarm level of {alarms['level']:.4g}: missed {_percent(alarms['missed_share'])}, "
+        f"- An alarm at risk {alarms['level']:.4g} for realised punishment above the budget's "
+        f"pace, {alarms['bad_from']:.4g}: missed {_percent(alarms['missed_share'])}, "
         f"false {_percent(alarms['false_alarm_share'])}, median lead time "
         f"{_number(alarms['lead_time_s_median'])} s (steps of {calibration['episodes']} nominal "
         "episodes)."

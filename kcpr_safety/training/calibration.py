@@ -11,6 +11,8 @@ once it acts, it suffers at most half of the punishment that the nominal policy 
 The threshold is the candidate under which punishment was least among those that cost at most 5 % of
 the return; none of them, none.
 
+All episodes of a round run side by side and are asked together: no number claims its last bit.
+
 The conformal quantile q is that of the episodes' largest underestimate max_t (G_t - r_t): in a new
 nominal episode, G_t <= r_t + q throughout with probability at least 1 - alpha (split conformal; the
 episode is the unit, steps are no independent draws). It is valid for the nominal closed loop only.
@@ -39,6 +41,7 @@ from kcpr_safety.training.evaluation import (
     Act,
     OnStep,
     Trace,
+    act_together,
     collect,
     discounted,
     torch_threads,
@@ -54,8 +57,8 @@ BINS = 10
 CANDIDATES = (0.9, 0.97, 0.99, 0.999)
 """Quantiles of the nominal risk that are tried as thresholds."""
 
-RELEASE_SHARE = 0.7
-"""The fallback is let go at this share of the risk that called it."""
+RELEASE_GAP = 0.1
+"""The fallback is let go at a quantile so much lower than the one that calls it."""
 DWELL_S = 0.2
 BLEND_S = 0.1
 SOFT_START_S = 0.2
@@ -102,7 +105,7 @@ class _Runner:
                 self._on_step(before * total + done, rounds * total)
 
         try:
-            return _Run(collect(controller, world, self.episodes, told, act))
+            return _Run(collect(controller, world, self.episodes, told, act or act_together))
         finally:
             world.close()
 
@@ -144,6 +147,8 @@ def calibrate(
         tried, chosen = _choose(runner, ranged, risks, nominal)
     futures = [discounted(trace.punishments, plain.gamma) for trace in nominal.traces]
     level = chosen.engage if chosen.fallback else float(np.quantile(risks, CANDIDATES[1]))
+    contract = policy.contract
+    pace = contract.budget / contract.time_limit / (1.0 - plain.gamma)
     report = {
         "seeds": [FIRST_SEED, FIRST_SEED + episodes - 1],
         "episodes": episodes,
@@ -153,7 +158,7 @@ def calibrate(
         "punishment_mean": float(np.mean(nominal.punishments)),
         "reliability": reliability(nominal.traces, predicted, futures, plain.gamma),
         "conformal": conformal(nominal.traces, predicted, futures, plain.gamma),
-        "alarms": alarms(predicted, futures, level, policy.contract.period_s),
+        "alarms": alarms(predicted, futures, (level, pace), contract.period_s),
         "fallback": fallback,
         "thresholds_tried": tried,
     }
@@ -170,17 +175,15 @@ def risk_along(controller: AssuredController, trace: Trace) -> Values:
 
 
 def assured_act(step: Callable[..., Any], initial: torch.Tensor, rows: int) -> Act:
-    """`step` as a way of acting; good for one round of episodes."""
-    states = [initial.clone() for _ in range(rows)]
+    """`step` as a way of acting in so many environments; good for one round of episodes."""
+    state = initial.repeat(rows, 1)
 
+    @torch.inference_mode()
     def act(_: Any, obs: Float[np.ndarray, "envs obs"]) -> Float[np.ndarray, "envs action"]:
-        rows = torch.as_tensor(obs, dtype=torch.float32)
-        actions = []
-        with torch.inference_mode():
-            for i, row in enumerate(rows):
-                action, _risk, _mode, states[i] = step(row[None], states[i])
-                actions.append(action.numpy())
-        return np.concatenate(actions).astype(np.float64)
+        nonlocal state
+        action, _risk, _mode, state = step(torch.as_tensor(obs, dtype=torch.float32), state)
+        command: np.ndarray = action.numpy().astype(np.float64)
+        return command
 
     return act
 
@@ -234,23 +237,29 @@ def conformal(
 
 
 def alarms(
-    predicted: Sequence[Values], futures: Sequence[Values], level: float, period_s: float
+    predicted: Sequence[Values],
+    futures: Sequence[Values],
+    levels: tuple[float, float],
+    period_s: float,
 ) -> dict[str, Any]:
-    """How an alarm at `level` does: a step is bad where its realised punishment reaches the level.
+    """How an alarm does: where the prediction reaches the first of the levels. A step is bad where
+    its realised punishment reaches the second (the pace at which an episode spends its budget).
 
     Lead time: from the beginning of an unbroken alarm to the first bad step under it.
     """
+    level, pace = levels
     risk, future = np.concatenate(predicted), np.concatenate(futures)
-    alarm, bad = risk >= level, future >= level
+    alarm, bad = risk >= level, future >= pace
     leads = []
     for one, other in zip(predicted, futures, strict=True):
-        on, worse = one >= level, other >= level
+        on, worse = one >= level, other >= pace
         onsets = np.flatnonzero(worse & ~np.concatenate([[False], worse[:-1]]))
         for t in onsets[on[onsets]]:
             quiet = np.flatnonzero(~on[: t + 1])
             leads.append(int(t - (quiet[-1] + 1 if len(quiet) else 0)))
     return {
         "level": float(level),
+        "bad_from": float(pace),
         "bad_steps": int(bad.sum()),
         "missed_share": _share(int((bad & ~alarm).sum()), int(bad.sum())),
         "false_alarm_share": _share(int((alarm & ~bad).sum()), int(alarm.sum())),
@@ -303,10 +312,11 @@ def _judge_fallback(
     def act(_: Any, obs: Float[np.ndarray, "envs obs"]) -> Float[np.ndarray, "envs action"]:
         nonlocal now
         rows = torch.as_tensor(obs, dtype=torch.float32)
-        ways = (controller.nominal, controller.fallback)
-        actions = [ways[now >= times[i]](row[None]).numpy() for i, row in enumerate(rows)]
+        later = torch.tensor([[now >= time] for time in times])
         now += 1
-        return np.concatenate(actions).astype(np.float64)
+        action = torch.where(later, controller.fallback(rows), controller.nominal(rows))
+        command: np.ndarray = action.numpy().astype(np.float64)
+        return command
 
     alone = runner.run(controller, act)
     suffered, nominal_suffered = (
@@ -337,13 +347,15 @@ def _choose(
         engage = float(np.quantile(risks, quantile))
         if engage <= 0.0:
             continue
-        candidate = replace(ranged, fallback=True, engage=engage, release=RELEASE_SHARE * engage)
+        release = float(np.quantile(risks, quantile - RELEASE_GAP))
+        candidate = replace(ranged, fallback=True, engage=engage, release=release)
         controller = assured(runner.policy, candidate)
         act = assured_act(controller.step, controller.get_buffer("initial"), runner.episodes)
         done = runner.run(controller, act)
         row = {
             "quantile": quantile,
             "engage": engage,
+            "release": release,
             "return_mean": float(np.mean(done.returns)),
             "punishment_mean": float(np.mean(done.punishments)),
         }

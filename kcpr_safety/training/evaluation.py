@@ -199,7 +199,7 @@ def act_by_row(
 
 @torch.no_grad()
 def act_together(
-    controller: Controller, obs: Float[np.ndarray, "envs obs"]
+    controller: nn.Module, obs: Float[np.ndarray, "envs obs"]
 ) -> Float[np.ndarray, "envs action"]:
     """The same but for the last bits, which depend on how many rows there are: for training."""
     actions: np.ndarray = controller(torch.as_tensor(obs, dtype=torch.float32)).numpy()

@@ -9,7 +9,8 @@ the nominal policy alone (`forward`) and once with the runtime assurance (`step`
     body        all masses and inertias, or all friction, times a factor
 
 Where chance is involved, every episode has its own generator, seeded by its number: both ways of
-acting meet the same faults. Nothing is tuned here.
+acting meet the same faults. Episodes run side by side and are asked together, so the last bits are
+not those of an evaluation. Nothing is tuned here.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from kcpr_safety.training.calibration import assured_act
 from kcpr_safety.training.evaluation import (
     Act,
     OnStep,
-    act_by_row,
+    act_together,
     collect,
     torch_threads,
     world_of,
@@ -231,7 +232,7 @@ def stress(
         raise SettingsError(f"{episodes} episodes show nothing; ask for at least 1")
     controller = assured(policy, assurance)
     ways = [
-        _Way("nominal", lambda: act_by_row),
+        _Way("nominal", lambda: act_together),
         _Way("assured", partial(_assured, controller, episodes)),
     ]
     rows = []
