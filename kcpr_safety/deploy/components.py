@@ -8,6 +8,8 @@ import json
 from importlib import metadata
 
 from kcpr_safety import __version__
+from kcpr_safety.errors import FileFault
+from kcpr_safety.texts import json_object
 
 _COMPONENTS = (
     ("torch", "BSD-3-Clause", "runs controller.pt and controller.pt2"),
@@ -33,6 +35,16 @@ def components() -> bytes:
         "components": listed,
     }
     return (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
+
+
+def check_components(data: bytes, name: str) -> None:
+    """Raise `FileFault` unless the bytes are such a list; its versions are the exporter's."""
+    try:
+        record = json_object(data)
+        if record.get("bomFormat") != "CycloneDX" or not isinstance(record["components"], list):
+            raise ValueError("it is not CycloneDX")
+    except (ValueError, KeyError) as error:
+        raise FileFault(f"{name} is no list of components: {error}") from error
 
 
 def _component(name: str, version: str, licence: str, purpose: str) -> dict[str, object]:

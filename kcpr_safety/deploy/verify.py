@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kcpr_safety.assured import assured
-from kcpr_safety.deploy.bundle import CARD_FILE, PAGE_FILE, PLOT_FILE
+from kcpr_safety.deploy.bundle import CARD_FILE, COMPONENTS_FILE, PAGE_FILE, PLOT_FILE
+from kcpr_safety.deploy.components import check_components
 from kcpr_safety.deploy.load import Opened, open_bundle
 from kcpr_safety.deploy.parity import TOLERANCE, Parity, measure
 from kcpr_safety.deploy.render import plot, rendered
@@ -31,6 +32,7 @@ def verify_bundle(folder: Path, trust: Iterable[Path] = ()) -> tuple[Opened, dic
     ):
         if data[name] != wanted.encode():
             raise FileFault(f"{folder / name} does not say what {CARD_FILE} says")
+    check_components(data[COMPONENTS_FILE], str(folder / COMPONENTS_FILE))
     parity = parity_here(opened, folder)
     return opened, {
         "task": opened.policy.task,
