@@ -259,9 +259,16 @@ def test_exporting_again_replaces_the_bundle(run: Path, bundle: Path, tmp_path: 
 LOUD = fake_policy(5, gain=2.5)
 
 
-# Ranges so narrow that golden observations leave them, so that a moved range shows, too.
+# Ranges so narrow, and thresholds so far within the risks of golden observations (0 to 145), that
+# each of them shows when it is moved.
 LOUD_ASSURANCE = fake_assurance(
-    LOUD, seen_low=(-1.0,) * 5, seen_high=(1.0,) * 5, hard_low=(-3.0,) * 5, hard_high=(3.0,) * 5
+    LOUD,
+    seen_low=(-1.0,) * 5,
+    seen_high=(1.0,) * 5,
+    hard_low=(-3.0,) * 5,
+    hard_high=(3.0,) * 5,
+    release=20.0,
+    engage=60.0,
 )
 
 
