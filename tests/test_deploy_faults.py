@@ -93,8 +93,10 @@ def test_truncated_missing_or_swapped_files(bundle: Path, bundles: Path, name: s
     refused(bundle)
     path.unlink()
     assert name in refused(bundle)
-    shutil.copy(bundles / "two" / name, path)
-    refused(bundle)
+    other = (bundles / "two" / name).read_bytes()
+    if other != whole:  # both have the same list of components
+        path.write_bytes(other)
+        refused(bundle)
     path.write_bytes(whole)
     load_policy(bundle)
 
@@ -255,7 +257,7 @@ class TestExport:
     def test_a_folder_with_other_things_is_not_replaced(self, tmp_path: Path) -> None:
         run = fake_run(tmp_path / "run", fake_policy(width=4))
         before = sorted(os.listdir(run))
-        with pytest.raises(FileFault, match=r"config\.json is no part of a bundle"):
+        with pytest.raises(FileFault, match=r"calibration\.json is no part of a bundle"):
             export_bundle(run, run)
         assert sorted(os.listdir(run)) == before
         (tmp_path / "file").write_text("mine")
@@ -320,4 +322,5 @@ def test_nothing_in_the_package_unpickles() -> None:
     unpickling = re.compile(r"\btorch\.load\(|\bimport (pickle|shelve|joblib|dill)\b|allow_pickle")
     assert [path.name for path, text in sources.items() if unpickling.search(text)] == []
     loading = [path.name for path, text in sources.items() if "jit.load(" in text]
-    assert loading == ["archive.py"]
+    # The page of a bundle tells a robot's programmer how.
+    assert sorted(loading) == ["archive.py", "render.py"]

@@ -28,7 +28,7 @@ from kcpr_safety.cards import load_card
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.deploy import load_policy
-from kcpr_safety.deploy.archive import extras_of, load_script
+from kcpr_safety.deploy.archive import load_script
 from kcpr_safety.deploy.bundle import FILES, export_bundle
 from kcpr_safety.deploy.parity import measure
 from kcpr_safety.deploy.runtimes import exported_act, onnx_act
@@ -50,19 +50,6 @@ def test_the_table_is_in_json_only_where_there_is_one() -> None:
     assert Contract.from_json(contract.to_json()) == contract
     assert json.loads(contract.to_json())["commands"] == [list(row) for row in COMMANDS]
     assert "commands" not in fake_contract().to_json()
-
-
-def test_the_shipped_bundle_from_before_there_were_tables_still_loads() -> None:
-    """Its files agree to the byte on a contract in which the word does not occur."""
-    policy = load_policy(SHIPPED / "weights.safetensors")
-    assert policy.contract.commands == ()
-    archive = (SHIPPED / "controller.pt").read_bytes()
-    extras = extras_of(archive, "controller.pt")
-    assert extras["contract.json"] == policy.contract.to_json().encode()
-    obs = torch.tensor([[entry.low for entry in policy.contract.observation]]).nan_to_num()
-    action = load_script(archive, "controller.pt")(obs)
-    # Another machine's products may round otherwise.
-    assert action.tolist() == [pytest.approx(policy.act(obs[0].numpy()).tolist(), abs=1e-5)]
 
 
 BAD_TABLES: dict[str, Any] = {
