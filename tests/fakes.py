@@ -146,6 +146,7 @@ def fake_calibration(policy: PolicyFile, **changed: Any) -> dict[str, Any]:
             "unit": "punishment, discounted by 0.99 per step",
             "return_mean": 2500.0,
             "punishment_mean": 18.0,
+            "observation_quantiles": [[-1.0, 0.0, 1.0]] * policy.contract.obs_size,
             "reliability": [{"steps": 2_000, "predicted": 0.2, "realised": 0.3}],
             "conformal": {
                 "alpha": 0.1,

@@ -142,6 +142,9 @@ def test_a_fallback_that_avoids_at_little_cost_is_called() -> None:
     """tanh 1.8 = 94.7 % of full speed: 1.8 % of the return, and no punishment."""
     assurance, report = calibrate(sprinter(1.8 - 2.0), 10)
     assert report["punishment_mean"] == 20.0
+    speed = report["observation_quantiles"][1]
+    assert speed[1:] == pytest.approx([math.tanh(2.0)] * 2)
+    assert speed[0] < speed[1], "it starts from rest"
     assert report["fallback"]["earned"] is True
     assert report["fallback"]["punishment"] == 0.0
     # Taken over after 1/11, 2/11 ... of 20 steps.

@@ -77,10 +77,13 @@ int main() {{
 
 
 def _interface(card: Card, _: str) -> str:
-    assurance = card["assurance"]
+    assurance, usual = card["assurance"], card["calibration"]["observation_quantiles"]
     rows = [
-        (i, f"`{e['name']}`", e["unit"], *(_range(assurance, kind, i) for kind in ("seen", "hard")))
-        for i, e in enumerate(card["contract"]["observation"])
+        (
+            *(i, f"`{e['name']}`", e["unit"], " / ".join(f"{x:.3g}" for x in told)),
+            *(_range(assurance, kind, i) for kind in ("seen", "hard")),
+        )
+        for i, (e, told) in enumerate(zip(card["contract"]["observation"], usual, strict=True))
     ]
     actions = [
         (f"`{e['name']}`", e["unit"], f"{e['low']:g} .. {e['high']:g}", f"{slew:.3g}", f"{safe:g}")
@@ -91,7 +94,7 @@ def _interface(card: Card, _: str) -> str:
     return "\n".join(
         [
             f"## Interface\n\nObservations (seen in {assurance['seen_in']}):\n",
-            _table(("", "entry", "unit", "seen", "hard range"), rows),
+            _table(("", "entry", "unit", "5 / 50 / 95 %", "seen", "hard range"), rows),
             "\nActions:\n",
             _table(("entry", "unit", "bounds", "most change a step", "safe"), actions),
             "",

@@ -54,6 +54,7 @@ FIRST_SEED = 9_500
 EPISODES = 20
 ALPHA = 0.1
 BINS = 10
+LEVELS = (0.05, 0.5, 0.95)
 CANDIDATES = (0.9, 0.97, 0.99, 0.999)
 """Quantiles of the nominal risk that are tried as thresholds."""
 
@@ -156,6 +157,7 @@ def calibrate(
         "unit": f"punishment, discounted by {plain.gamma:g} per step",
         "return_mean": float(np.mean(nominal.returns)),
         "punishment_mean": float(np.mean(nominal.punishments)),
+        "observation_quantiles": quantiles(nominal.traces),
         "reliability": reliability(nominal.traces, predicted, futures, plain.gamma),
         "conformal": conformal(nominal.traces, predicted, futures, plain.gamma),
         "alarms": alarms(predicted, futures, (level, pace), contract.period_s),
@@ -163,6 +165,13 @@ def calibrate(
         "thresholds_tried": tried,
     }
     return chosen, report
+
+
+def quantiles(traces: Sequence[Trace]) -> list[list[float]]:
+    """`LEVELS` quantiles of each observation entry over the nominal episodes."""
+    obs = np.concatenate([np.array(trace.obs) for trace in traces])
+    values: list[list[float]] = np.quantile(obs, LEVELS, axis=0).T.tolist()
+    return values
 
 
 def risk_along(controller: AssuredController, trace: Trace) -> Values:
