@@ -39,7 +39,6 @@ from kcpr_safety.tensor_file import pack
 from kcpr_safety.training.evaluation import critic_of, rollout
 
 POLICY = fake_discrete_policy(3)
-SHIPPED = Path(__file__).parent.parent / "policies" / "SafetyHalfCheetahVelocity-v1"
 
 
 # ------------------------------------------------------------------------------------- contract
