@@ -36,7 +36,7 @@ class Settings:
     """The controller's floor: low, for where nothing is suffered it alone holds the return down."""
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
-    m_rate: float = 1e-5
+    m_rate: float = 5e-6
     """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim."""
     m_gain: float = 1.0
     """Proportional gain: e-folds of m per e-fold of punishment over the aim; at 1, as much weight
