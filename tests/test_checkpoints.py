@@ -145,6 +145,16 @@ def test_large_leaps_are_cut_into_chunks(tmp_path: Path, monkeypatch: pytest.Mon
     assert_whole(*reread(tmp_path))
 
 
+def test_a_chunk_ends_where_the_ring_begins_again(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    for count in (CAPACITY - 5, 12):
+        story.live(count)
+        story.save()
+    ends = [(c.first, c.stop) for c in story.log.chunks]
+    assert ends == [(0, CAPACITY - 5), (CAPACITY - 5, CAPACITY), (CAPACITY, CAPACITY + 7)]
+    assert_whole(*reread(tmp_path))
+
+
 def test_a_finished_run_keeps_no_transitions(tmp_path: Path) -> None:
     story = Story(tmp_path)
     story.live(30)
@@ -251,7 +261,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, damage: str
 @pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
 def test_damaged_transitions_fall_back_too(tmp_path: Path, damage: str) -> None:
     two_checkpoints(tmp_path)
-    chunk = tmp_path / "replay" / "000000000025-000000000050.safetensors"
+    chunk = tmp_path / "replay" / "000000000040-000000000050.safetensors"
     data = chunk.read_bytes()
     chunk.unlink()
     if damage != "missing":
