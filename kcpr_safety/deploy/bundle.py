@@ -33,7 +33,7 @@ from kcpr_safety.deploy.components import components
 from kcpr_safety.deploy.keys import PublicKey, signing_key
 from kcpr_safety.deploy.manifest import SEALS, seal
 from kcpr_safety.deploy.parity import Parity, answers, golden_observations, measure
-from kcpr_safety.deploy.render import plot, rendered
+from kcpr_safety.deploy.render import plot_of, rendered
 from kcpr_safety.deploy.runtimes import exported_act, onnx_act
 from kcpr_safety.deploy.script import CONTROLLER_FILE, EXPORTED_FILE, ONNX_FILE, scripted
 from kcpr_safety.errors import FileFault
@@ -208,7 +208,7 @@ def bundle_contents(
         GOLDEN_FILE: golden,
         CARD_FILE: data,
         PAGE_FILE: rendered(card).encode(),
-        PLOT_FILE: plot(card["evidence"]).encode(),
+        PLOT_FILE: plot_of(card).encode(),
         COMPONENTS_FILE: components(),
     }, parity
 

@@ -32,8 +32,8 @@ def _head(card: Card, name: str) -> str:
         f"{who['seed']}, kept after {who['steps']:,} steps. Control period "
         f"{contract['period_s']:g} s, {len(contract['observation'])} observation and "
         f"{len(contract['action'])} action entries.\n\n"
-        f"**Punishment:** {contract['punishment']} Budget: {contract['budget']:g} an episode of "
-        f"{contract['time_limit']:,} steps.\n"
+        f"**Punishment:** {contract['punishment'].rstrip('.')}. Budget: {contract['budget']:g} an "
+        f"episode of {contract['time_limit']:,} steps.\n"
     )
 
 
@@ -106,10 +106,11 @@ def _safety(card: Card, _: str) -> str:
     safety, assurance, calibration = card["safety"], card["assurance"], card["calibration"]
     lines = ["## Safety\n", f"- Risk: {safety['risk']}.", f"- Fallback: {safety['fallback']}."]
     if assurance["fallback"]:
+        act = "keeps to the nominal action" if "commands" in card["contract"] else "blends"
         lines.append(
             f"- `step` calls it from risk {assurance['engage']:.4g} until below "
             f"{assurance['release']:.4g}, for at least {assurance['dwell_steps']} steps, blended "
-            f"over {assurance['blend_steps']}; `act` blends between the two."
+            f"over {assurance['blend_steps']}; `act` {act} between the two."
         )
     lines.append(
         f"- `step` starts softly over {assurance['soft_start_steps']} steps and holds the slew "
@@ -125,8 +126,8 @@ def _safety(card: Card, _: str) -> str:
         "episodes)."
     )
     lines.append(
-        f"- Realised punishment stays below prediction + {_number(conformal['quantile'])} in a "
-        f"whole episode with probability at least {1 - conformal['alpha']:.0%} (split conformal "
+        f"- Realised punishment minus prediction stays below {_number(conformal['quantile'])} in "
+        f"a whole episode with probability at least {1 - conformal['alpha']:.0%} (split conformal "
         f"over {conformal['episodes']} episodes; valid for {conformal['valid_for']})."
     )
     lines += [f"- Not claimed: {sentence}" for sentence in safety["not_claimed"]]
@@ -219,8 +220,9 @@ def _origin(card: Card, _: str) -> str:
     )
 
 
-def plot(evidence: Mapping[str, Any]) -> str:
+def plot_of(card: Card) -> str:
     """Return against punishment, a dot for each episode, the budget as a line (SVG)."""
+    evidence = card["evidence"]
     returns, punishments = evidence["returns"], evidence["punishments"]
     high = max(*punishments, 1.25 * evidence["budget"], 1.0)
     low_return, high_return = min(returns), max(returns)

@@ -1,0 +1,86 @@
+"""Is every shipped policy what its card says, here and in closed loop?"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kcpr_safety import api
+from kcpr_safety.deploy.load import open_bundle
+from kcpr_safety.deploy.parity import TOLERANCE
+from kcpr_safety.deploy.runtimes import exported_act, onnx_act
+from kcpr_safety.envs import make_world, resolve
+from kcpr_safety.seeds import evaluation_seeds
+
+SHIPPED = api.shipped_policies()
+names = pytest.mark.parametrize("bundle", SHIPPED, ids=[path.name for path in SHIPPED])
+
+
+def test_there_are_some() -> None:
+    assert SHIPPED
+
+
+@names
+def test_it_verifies_with_the_release_key_alone(bundle: Path) -> None:
+    found = api.verify(bundle)
+    assert found["key"] == "release"
+    assert found["task_contract"] == "the same as the task's"
+    width = json.loads((bundle / "card.json").read_text())["provenance"]["settings"]["width"]
+    assert found["bytes"] < (3 if width <= 128 else 8) * 2**20
+
+
+@pytest.mark.slow
+@names
+def test_one_episode_is_that_of_the_card_in_every_form(bundle: Path) -> None:
+    """Return and punishment to the last bit from TorchScript; the other forms say the same to
+    every observation of it. (ONNX rounds differently: its own episode would drift apart.)"""
+    opened = open_bundle(bundle)
+    evidence = opened.card["evidence"]
+    data = opened.sealed.contents
+    script = opened.module
+    others = {
+        "onnx": onnx_act(data["controller.onnx"], "controller.onnx"),
+        "pt2": exported_act(data["controller.pt2"], "controller.pt2"),
+    }
+    with torch.inference_mode():
+        first = episode(opened.policy, lambda obs: script(obs))
+        assert first[:2] == (evidence["returns"][0], evidence["punishments"][0])
+        span = torch.tensor([e.high - e.low for e in opened.policy.contract.action])
+        for obs in first[2]:
+            action, risk, mode = script.act(obs)
+            for name, act in others.items():
+                said = act(obs)
+                assert float(((said[0] - action).abs() / span).max()) <= TOLERANCE, name
+                assert float((said[1] - risk).abs() / (1 + risk)) <= TOLERANCE, name
+                assert torch.equal(said[2], mode) or abs(risk - _nearest(opened, risk)) < 1e-4, name
+
+
+def _nearest(opened: Any, risk: torch.Tensor) -> float:
+    """The threshold that is nearest to a risk: there, rounding may decide the mode."""
+    levels = (opened.assurance.release, opened.assurance.engage)
+    return float(min(levels, key=lambda level: abs(level - float(risk))))
+
+
+def episode(
+    policy: Any, act: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[float, float, list[torch.Tensor]]:
+    """(return, punishment, observations) of the first evaluation episode."""
+    import math
+
+    world = make_world(resolve(policy.task), 1, episode_seeds=evaluation_seeds(10_000, 1))
+    obs, _ = world.reset()
+    rewards, punishments, seen = [], [], []
+    for _ in range(policy.contract.time_limit):
+        seen.append(torch.as_tensor(obs, dtype=torch.float32))
+        action = act(seen[-1]).numpy().astype(np.float64)
+        obs, reward, terminated, truncated, infos = world.step(action)
+        rewards.append(float(reward[0]))
+        punishments.append(float(infos["punishment"][0]))
+        if terminated[0] or truncated[0]:
+            break
+    world.close()
+    return math.fsum(rewards), math.fsum(punishments), seen
