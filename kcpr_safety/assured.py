@@ -61,7 +61,7 @@ class Twins(nn.Module):
                 y = layer_norm(y, [y.size(2)], None, None, self.eps)
             y = torch.relu(y)
         values: Tensor = self.last(y)
-        return torch.maximum(values[0], values[1])
+        return torch.amax(values, dim=0)
 
 
 class _Layer(nn.Module):
@@ -85,18 +85,25 @@ class ContinuousRisk(nn.Module):
 
     low: Tensor
     half_span: Tensor
+    least: Tensor
+    one: Tensor
+    scale: Tensor
 
     def __init__(self, twins: Twins, low: Tensor, high: Tensor, scale: float) -> None:
         super().__init__()
         self.twins = twins
         self.register_buffer("low", low.clone())
         self.register_buffer("half_span", (high - low) / 2.0)
-        self.scale = scale
+        self.register_buffer("one", torch.ones_like(low))
+        self.register_buffer("least", -torch.ones_like(low))
+        # With a dimension: the optimiser makes a number of a tensor without one.
+        self.register_buffer("scale", torch.full((1,), scale))
 
     def forward(self, x: Tensor, action: Tensor) -> Tensor:
-        centred = torch.clamp((action - self.low) / self.half_span - 1.0, -1.0, 1.0)
+        centred = (action - self.low) / self.half_span - self.one
+        centred = torch.clamp(centred, self.least, self.one)
         value: Tensor = self.twins(torch.cat([x, centred], dim=1))
-        return torch.clamp(value / self.scale, min=0.0)
+        return torch.relu(value / self.scale)
 
 
 class DiscreteRisk(nn.Module):
@@ -128,6 +135,18 @@ class AssuredController(nn.Module):
     hard_high: Tensor
     seen_low: Tensor
     seen_high: Tensor
+    zero: Tensor
+    one: Tensor
+    release: Tensor
+    engage: Tensor
+    width: Tensor
+    dwell: Tensor
+    blend_share: Tensor
+    soft_start: Tensor
+    ordinary: Tensor
+    avoiding: Tensor
+    blended: Tensor
+    invalid: Tensor
     initial: Tensor
     golden_obs: Tensor
     golden_forward: Tensor
@@ -148,17 +167,9 @@ class AssuredController(nn.Module):
         self.version = SCHEMA_VERSION
         self.blends = not contract.commands
         self.has_fallback = assurance.fallback
-        self.release, self.engage = assurance.release, assurance.engage
-        self.width = max(assurance.engage - assurance.release, 1e-6) if assurance.fallback else 1.0
-        self.dwell = float(assurance.dwell_steps)
-        self.blend_share = 1.0 / assurance.blend_steps
-        self.soft_start = float(assurance.soft_start_steps)
         self.out_of_range, self.unseen = (
             CHECK_BITS["out_of_hard_range"],
             CHECK_BITS["outside_training_range"],
-        )
-        self.avoiding, self.blended, self.invalid = (
-            MODE_BITS[name] for name in ("avoiding", "blended", "invalid")
         )
         bounds = [[getattr(e, side) for e in contract.action] for side in ("low", "high")]
         for name, values in (
@@ -173,6 +184,24 @@ class AssuredController(nn.Module):
             ("seen_high", assurance.seen_high),
         ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
+        # As tensors: a number would be made into one in every call.
+        ramp = assurance.engage - assurance.release if assurance.fallback else 1.0
+        for name, value in (
+            ("zero", 0.0),
+            ("one", 1.0),
+            ("release", assurance.release),
+            ("engage", assurance.engage),
+            ("width", max(ramp, 1e-6)),
+            ("dwell", float(assurance.dwell_steps)),
+            ("blend_share", 1.0 / assurance.blend_steps),
+            ("soft_start", float(assurance.soft_start_steps)),
+            ("ordinary", 0),
+            *MODE_BITS.items(),
+        ):
+            self.register_buffer(name, torch.full((1, 1), value))
+        largest = torch.finfo(torch.float32).max
+        self.hard_low.clamp_(min=-largest)
+        self.hard_high.clamp_(max=largest)
         self.register_buffer("initial", torch.tensor([assurance.initial_state]))
         self.set_golden({"obs": torch.zeros(0, contract.obs_size)})
 
@@ -221,13 +250,13 @@ class AssuredController(nn.Module):
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(action, risk [batch, 1], mode int64 [batch]) without memory."""
         nominal, fallback, risk, valid = self._look(obs)
-        if self.blends:
-            weight = torch.clamp((risk - self.release) / self.width, 0.0, 1.0)
-            weight = torch.where(torch.isfinite(risk), weight, torch.ones_like(weight))
+        if not self.has_fallback:
+            weight = torch.zeros_like(risk)
+        elif self.blends:
+            weight = torch.clamp((risk - self.release) / self.width, self.zero, self.one)
+            weight = torch.nan_to_num(weight, 1.0)
         else:
             weight = torch.logical_not(risk < self.engage).to(torch.float32)
-        if not self.has_fallback:
-            weight = torch.zeros_like(weight)
         action = torch.where(valid, self._blend(nominal, fallback, weight), self.safe)
         return action, risk, self._mode(weight, valid)
 
@@ -242,27 +271,24 @@ class AssuredController(nn.Module):
         ):
             raise ValueError(f"the state must be float32 [batch, {self.initial.size(1)}]")
         # A state that was damaged begins again.
-        whole = torch.isfinite(state).all(dim=1, keepdim=True)
-        state = torch.where(whole, state, self.initial)
-        steps, weight, held = state[:, 0:1], state[:, 1:2], state[:, 3:4]
-        was, before = state[:, 2:3] > 0.5, state[:, 4:]
-        high, low = torch.logical_not(risk < self.engage), risk < self.release
-        engaged = high | (was & torch.logical_not(low & (held >= self.dwell)))
-        if not self.has_fallback:
-            engaged = torch.zeros_like(engaged)
-        on = engaged.to(torch.float32)
-        held = torch.clamp(held + 1.0, max=self.dwell) * on
-        weight = torch.clamp(weight + (2.0 * on - 1.0) * self.blend_share, 0.0, 1.0)
+        state = torch.where(self.policy.finite_rows(state), state, self.initial)
+        steps, weight, was, held, before = state.split([1, 1, 1, 1, self.low.size(0)], dim=1)
+        if self.has_fallback:
+            stays = torch.logical_not((risk < self.release) & (held >= self.dwell))
+            engaged = torch.logical_not(risk < self.engage) | ((was > 0.5) & stays)
+            on = engaged.to(torch.float32)
+        else:
+            on = torch.zeros_like(risk)
+        held = torch.minimum(held + self.one, self.dwell) * on
+        weight = weight + (on + on - self.one) * self.blend_share
+        weight = torch.clamp(weight, self.zero, self.one)
         action = self._blend(nominal, fallback, weight)
-        steps = torch.clamp(steps + 1.0, max=self.soft_start)
-        action = torch.where(
-            steps < self.soft_start,
-            self.default + steps / self.soft_start * (action - self.default),
-            action,
-        )
-        action = torch.minimum(torch.maximum(action, before - self.slew), before + self.slew)
-        action = torch.minimum(torch.maximum(action, self.low), self.high)
-        action = torch.where(valid & torch.isfinite(action), action, self.safe)
+        steps = torch.minimum(steps + self.one, self.soft_start)
+        grown = self.default + steps / self.soft_start * (action - self.default)
+        action = torch.where(steps < self.soft_start, grown, action)
+        action = torch.clamp(action, before - self.slew, before + self.slew)
+        action = torch.clamp(action, self.low, self.high)
+        action = torch.where(valid & (action == action), action, self.safe)
         state = torch.cat([steps, weight, on, held, action], dim=1)
         return action, risk, self._mode(weight, valid), state
 
@@ -307,21 +333,22 @@ class AssuredController(nn.Module):
         x = self.policy.normalise(obs)
         nominal, fallback = self.policy.both(x, obs)
         risk: Tensor = self.critic(x, nominal)
-        # NaN compares false, and every hard range that is used is finite or tested by `isfinite`.
-        inside = (obs >= self.hard_low) & (obs <= self.hard_high) & torch.isfinite(obs)
+        # NaN equals nothing, and every hard range ends before infinity.
+        inside = torch.clamp(obs, self.hard_low, self.hard_high) == obs
         return nominal, fallback, risk, inside.all(dim=1, keepdim=True)
 
     def _blend(self, nominal: Tensor, fallback: Tensor, weight: Tensor) -> Tensor:
+        if not self.has_fallback:
+            return nominal
         if self.blends:
             between = nominal + weight * (fallback - nominal)
-            return torch.where(weight >= 1.0, fallback, between)
+            return torch.where(weight >= self.one, fallback, between)
         return torch.where(weight >= 0.5, fallback, nominal)
 
     def _mode(self, weight: Tensor, valid: Tensor) -> Tensor:
-        full = (weight >= 1.0).to(torch.int64) * self.avoiding
-        part = ((weight > 0.0) & (weight < 1.0)).to(torch.int64) * self.blended
-        good = valid.to(torch.int64)
-        return (good * (full + part) + (1 - good) * self.invalid).squeeze(1)
+        part = torch.where(weight > self.zero, self.blended, self.ordinary)
+        mode = torch.where(weight >= self.one, self.avoiding, part)
+        return torch.where(valid, mode, self.invalid).squeeze(1)
 
 
 GOLDEN = (

@@ -74,8 +74,9 @@ class Controller(nn.Module):
     mean: Tensor
     scale: Tensor
     safe: Tensor
+    least: Tensor
+    most: Tensor
     obs_size: int
-    limit: float
     non_finite: int
 
     def __init__(
@@ -91,12 +92,14 @@ class Controller(nn.Module):
         self.reward, self.punishment = modules
         # TorchScript sees attributes, not the names of this file.
         self.obs_size = int(normaliser[0].shape[0])
-        self.limit = MAX_NORMALISED
         self.non_finite = NON_FINITE
         for name, value in (
             ("mean", normaliser[0]),
             ("scale", normaliser[1]),
             ("safe", torch.zeros_like(low).clamp(low, high)),
+            # As tensors: a number would be made into one in every call.
+            ("least", torch.full_like(normaliser[0], -MAX_NORMALISED)),
+            ("most", torch.full_like(normaliser[0], MAX_NORMALISED)),
         ):
             self.register_buffer(name, _own(value))
 
@@ -127,8 +130,13 @@ class Controller(nn.Module):
         """What the networks see of raw observations."""
         self.refuse(obs)
         # NaN passes a clamp, so it has to go before; its row is overruled by the safe action.
-        finite = torch.where(torch.isfinite(obs), obs, torch.zeros_like(obs))
-        return torch.clamp((finite - self.mean) * self.scale, -self.limit, self.limit)
+        finite = torch.nan_to_num(obs, 0.0, 0.0, 0.0)
+        return torch.clamp((finite - self.mean) * self.scale, self.least, self.most)
+
+    def finite_rows(self, obs: Tensor) -> Tensor:
+        """[batch, 1]: whether every entry is finite; `isfinite` in fewer calls."""
+        nothing = obs - obs
+        return (nothing == nothing).all(dim=1, keepdim=True)
 
     def refuse(self, obs: Tensor) -> None:
         """Raise `ValueError` for a wrong dtype or width."""
@@ -143,10 +151,11 @@ class ContinuousController(Controller):
 
     low: Tensor
     high: Tensor
-    span: Tensor
+    half_span: Tensor
+    one: Tensor
+    log_std_least: Tensor
+    log_std_reach: Tensor
     action_size: int
-    log_std_low: float
-    log_std_high: float
 
     def __init__(
         self,
@@ -157,15 +166,23 @@ class ContinuousController(Controller):
         super().__init__(modules, normaliser, bounds)
         low, high = bounds
         self.action_size = int(low.shape[0])
-        self.log_std_low, self.log_std_high = LOG_STD_RANGE
-        for name, value in (("low", low), ("high", high), ("span", high - low)):
+        least, most = LOG_STD_RANGE
+        for name, value in (
+            ("low", low),
+            ("high", high),
+            ("half_span", (high - low) / 2.0),
+            ("one", torch.ones_like(low)),
+            ("log_std_least", torch.full_like(low, least)),
+            ("log_std_reach", torch.full_like(low, 0.5 * (most - least))),
+        ):
             self.register_buffer(name, _own(value))
 
     @torch.jit.export
     def nominal(self, obs: Tensor) -> Tensor:
         """The reward module's action."""
         x = self.normalise(obs)
-        return self._command(self.reward(x)[:, : self.action_size], obs)
+        mean = self.reward(x).narrow(1, 0, self.action_size)
+        return self._command(mean, self.finite_rows(obs))
 
     @torch.jit.export
     def fallback(self, obs: Tensor) -> Tensor:
@@ -175,18 +192,18 @@ class ContinuousController(Controller):
     def both(self, x: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
         """(nominal, fallback) of raw observations whose `normalise` is at hand."""
         out = self.reward(x)
-        width = 0.5 * (self.log_std_high - self.log_std_low)
-        log_std = self.log_std_low + width * (torch.tanh(out[:, self.action_size :]) + 1.0)
-        mean = out[:, : self.action_size]
+        raw = torch.tanh(out.narrow(1, self.action_size, self.action_size))
+        log_std = self.log_std_least + self.log_std_reach * (raw + self.one)
+        mean = out.narrow(1, 0, self.action_size)
         aside = mean + torch.exp(log_std) * self.punishment(x)
-        return self._command(mean, obs), self._command(aside, obs)
+        commands = self._command(torch.stack([mean, aside]), self.finite_rows(obs))
+        return commands[0], commands[1]
 
-    def _command(self, mean: Tensor, obs: Tensor) -> Tensor:
-        action = self.low + (torch.tanh(mean) + 1.0) / 2.0 * self.span
-        action = torch.minimum(torch.maximum(action, self.low), self.high)
-        # The second test costs nothing and holds even for weights that overflow.
-        valid = torch.isfinite(obs).all(dim=1, keepdim=True) & torch.isfinite(action)
-        return torch.where(valid, action, self.safe)
+    def _command(self, mean: Tensor, valid: Tensor) -> Tensor:
+        action = self.low + (torch.tanh(mean) + self.one) * self.half_span
+        action = torch.clamp(action, self.low, self.high)
+        # The second test holds for weights that overflow: NaN equals nothing.
+        return torch.where(valid & (action == action), action, self.safe)
 
 
 class DiscreteController(Controller):

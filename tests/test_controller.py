@@ -94,7 +94,9 @@ def test_rounding_does_not_leave_the_bounds() -> None:
     controller = controller_from_tensors(
         policy.tensors, dataclasses.replace(policy.contract, action=action)
     )
-    assert bool((controller.low + controller.span > controller.high).all()), "not a hard case"
+    assert bool((controller.low + 2 * controller.half_span > controller.high).all()), (
+        "not a hard case"
+    )
     obs = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     actions = torch.cat([controller(obs), controller.fallback(obs)])
     assert bool((actions == controller.high).any(dim=0).all()), "no action saturates"

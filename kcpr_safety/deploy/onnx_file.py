@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from kcpr_safety.assured import AssuredController, ContinuousRisk, DiscreteRisk
-from kcpr_safety.controller import ContinuousController, Module
+from kcpr_safety.controller import MAX_NORMALISED, ContinuousController, Module
 
 OPERATORS = 17
 IR_VERSION = 8
@@ -60,7 +60,7 @@ def onnx_bytes(controller: AssuredController) -> bytes:
     clean = graph.op("Where", finite, "obs", graph.const(0.0))
     centred = graph.op("Sub", clean, graph.const(policy.mean))
     x = graph.op("Mul", centred, graph.const(policy.scale))
-    x = graph.op("Clip", x, graph.const(-policy.limit), graph.const(policy.limit))
+    x = graph.op("Clip", x, graph.const(-MAX_NORMALISED), graph.const(MAX_NORMALISED))
     rows_finite = graph.every(finite)
     if isinstance(policy, ContinuousController):
         nominal, fallback = _continuous(graph, policy, x, rows_finite)
@@ -113,20 +113,15 @@ def _continuous(
     count = policy.action_size
     out = _network(graph, policy.reward, x)
     mean, raw = _columns(graph, out, 0, count), _columns(graph, out, count, 2 * count)
-    width = 0.5 * (policy.log_std_high - policy.log_std_low)
     bent = graph.op("Add", graph.op("Tanh", raw), graph.const(1.0))
-    log_std = graph.op(
-        "Add", graph.op("Mul", bent, graph.const(width)), graph.const(policy.log_std_low)
-    )
+    bent = graph.op("Mul", bent, graph.const(policy.log_std_reach))
+    log_std = graph.op("Add", bent, graph.const(policy.log_std_least))
     offset = graph.op("Mul", graph.op("Exp", log_std), _network(graph, policy.punishment, x))
 
     def command(middle: str) -> str:
-        share = graph.op(
-            "Div", graph.op("Add", graph.op("Tanh", middle), graph.const(1.0)), graph.const(2.0)
-        )
-        action = graph.op(
-            "Add", graph.op("Mul", share, graph.const(policy.span)), graph.const(policy.low)
-        )
+        above = graph.op("Add", graph.op("Tanh", middle), graph.const(1.0))
+        action = graph.op("Mul", above, graph.const(policy.half_span))
+        action = graph.op("Add", action, graph.const(policy.low))
         action = graph.op("Max", action, graph.const(policy.low))
         action = graph.op("Min", action, graph.const(policy.high))
         valid = graph.op("And", rows_finite, graph.finite(action))
@@ -227,8 +222,8 @@ def _answer(
         blended = graph.op("Where", full, fallback, nominal)
     graph.op("Where", valid, blended, graph.const(controller.safe), out="action")
     part = graph.op("And", graph.op("Greater", weight, graph.const(0.0)), graph.op("Not", full))
-    integers = [graph.const(np.array(code)) for code in (controller.avoiding, controller.blended)]
+    integers = [graph.const(code) for code in (controller.avoiding, controller.blended)]
     zero = graph.const(np.array(0))
     mode = graph.op("Where", full, integers[0], graph.op("Where", part, integers[1], zero))
-    mode = graph.op("Where", valid, mode, graph.const(np.array(controller.invalid)))
+    mode = graph.op("Where", valid, mode, graph.const(controller.invalid))
     graph.op("Squeeze", mode, graph.const([1]), out="mode")
