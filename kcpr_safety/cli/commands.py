@@ -3,6 +3,7 @@
 from kcpr_safety.cli.benching import Bench
 from kcpr_safety.cli.benchmarking import Benchmark
 from kcpr_safety.cli.deploying import Calibrate, Keygen, Stress, Verify
+from kcpr_safety.cli.embedding import Header
 from kcpr_safety.cli.inspection import Check, Doctor, Policies, Tasks
 from kcpr_safety.cli.learning import Demo, Evaluate, Export, Report, Resume, Train
 from kcpr_safety.cli.options import Command
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type[Command]] = {
         Policies,
         Benchmark,
         Keygen,
+        Header,
         Reproduce,
         Grid,
         Check,
