@@ -1,5 +1,6 @@
 """Which command measures speed, and how are its figures shown?"""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -8,21 +9,26 @@ from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
 from kcpr_safety.cli.options import OPTIONAL, Count
+from kcpr_safety.errors import KcprError
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure the speed of the simulator, the learner, or the whole training loop."""
+    """Measure the speed of simulator, learner, training loop, or of a bundle's policy."""
 
     examples: ClassVar[str] = """
   kcpr-safety bench sim SafetyPointGoal1-v0
   kcpr-safety bench learner              kcpr and sac-lag beside the machine's limit (4 minutes)
   kcpr-safety bench loop --seconds 30
+  kcpr-safety bench policy my-policy     latency of every form that runs here (minutes)
+  kcpr-safety bench policy runs/demo     the same, and evidence for its bundle: latency.json
 """
-    what: Annotated[Positional[str], arg(metavar="{sim,learner,loop}")]
+    what: Annotated[Positional[str], arg(metavar="{sim,learner,loop,policy}")]
     """What to measure."""
-    task: Annotated[Positional[str | None], arg(metavar="TASK", help_behavior_hint=OPTIONAL)] = None
-    """The task to measure with."""
+    task: Annotated[
+        Positional[str | None], arg(metavar="TASK|RUN|BUNDLE", help_behavior_hint=OPTIONAL)
+    ] = None
+    """The task to measure with; policy: a run, a bundle or the name of a shipped policy."""
     agent: Annotated[str | None, arg(metavar="{kcpr,sac,sac-lag}", help_behavior_hint=OPTIONAL)] = (
         None
     )
@@ -33,24 +39,68 @@ class Bench:
     """How long to measure each part [s]."""
     device: str = "cpu"
     """Where learning happens."""
+    ticks: Count = None
+    """policy: control periods to measure in; not given: 1000."""
     json: bool = False
     """One JSON object on stdout, nothing else."""
 
     def run(self) -> tuple[dict[str, Any], int]:
+        if self.what == "policy":
+            return self._policy(), 0
         from kcpr_safety.studies import bench
 
         given = self.task, self.agent, self.envs, self.seconds, self.device
         return bench.run(self.what, *given), 0
 
+    def _policy(self) -> dict[str, Any]:
+        """What `--json` prints is name -> figures, and nothing else."""
+        from kcpr_safety import api
+        from kcpr_safety.studies.bench_policy import DEFAULT_TICKS, bench_policy, bench_run
+
+        if self.task is None:
+            raise KcprError("name a run or a bundle to measure (help: kcpr-safety bench --help)")
+        place, ticks = api.locate(self.task), DEFAULT_TICKS if self.ticks is None else self.ticks
+        bench = bench_policy if (place / "manifest.json").exists() else bench_run
+        done = bench(place, ticks)
+        for name, reason in done.absent.items():
+            print(f"bench: without {name}: {reason}", file=sys.stderr)
+        return dict(done.latency) if self.json else done.record()
+
     def show(self, record: dict[str, Any]) -> None:
         if self.what == "learner":
             show_learner(record)
+            return
+        if self.what == "policy":
+            show_policy(record)
             return
         rows: list[tuple[str, object]] = []
         for key, value in record.items():
             nested = value.items() if isinstance(value, dict) else [("", value)]
             rows += [(f"{key} {inner}".strip(), figure) for inner, figure in nested]
         show.table(f"bench {self.what}", ("", ""), rows)
+
+
+def show_policy(record: dict[str, Any]) -> None:
+    """Microseconds of each form, then what they are beside the empty loop and a bare network."""
+    figures = ("p50_us", "p99_us", "p999_us", "max_us", "cold_us", "hot_us")
+    show.table(
+        f"bench policy: {record['task']}, {record['ticks']} periods of {record['period_s']:g} s",
+        ("[us]", *(key.removesuffix("_us") for key in figures)),
+        [
+            (name, *(row[key] for key in figures))
+            for name, row in record.items()
+            if isinstance(row, dict) and "p50_us" in row
+        ],
+    )
+    lines: list[tuple[str, object]] = [
+        *((f"act / bare network, {how}", ratio) for how, ratio in record["act_over_bare"].items()),
+        *(
+            (f"p99.9 of act above the empty loop's, {side} [us]", excess)
+            for side, excess in record["p999_over_empty_us"].items()
+        ),
+    ]
+    show.console().print()
+    show.table("", ("", ""), lines)
 
 
 def show_learner(record: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@
              where a training loop's time goes (`bench_learner`)
     loop     training as it is: acting, stepping and learning together, beside the world alone;
              what checkpoints cost, and how long resuming takes (`checkpoint_cost`)
+    policy   one answer of a bundle's controller, in every form that it runs in (`bench_policy`)
 
 Quiet machines only: any other load is part of what is measured.
 """
@@ -26,7 +27,7 @@ from kcpr_safety.studies.transitions import random_actions
 from kcpr_safety.training.evaluation import torch_threads
 from kcpr_safety.training.runs import check_device, training_world
 
-BENCHES = ("sim", "learner", "loop")
+BENCHES = ("sim", "learner", "loop", "policy")
 
 _SEED = 0
 _WARM_UP = 20
