@@ -272,7 +272,8 @@ class AssuredController(nn.Module):
             raise ValueError(f"the state must be float32 [batch, {self.initial.size(1)}]")
         # A state that was damaged begins again.
         state = torch.where(self.policy.finite_rows(state), state, self.initial)
-        steps, weight, was, held, before = state.split([1, 1, 1, 1, self.low.size(0)], dim=1)
+        columns = torch.split(state, [1, 1, 1, 1, self.low.size(0)], dim=1)
+        steps, weight, was, held, before = columns
         if self.has_fallback:
             stays = torch.logical_not((risk < self.release) & (held >= self.dwell))
             engaged = torch.logical_not(risk < self.engage) | ((was > 0.5) & stays)

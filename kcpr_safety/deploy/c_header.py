@@ -19,10 +19,11 @@ from kcpr_safety.assurance import Assurance
 from kcpr_safety.assured import EVALUATION
 from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
 from kcpr_safety.deploy.archive import extras_of
-from kcpr_safety.deploy.bundle import CONTRACT_EXTRA, CONTROLLER_FILE
+from kcpr_safety.deploy.bundle import CONTRACT_EXTRA
 from kcpr_safety.deploy.keys import trusted_keys
 from kcpr_safety.deploy.manifest import open_sealed
 from kcpr_safety.deploy.native import SOURCES
+from kcpr_safety.deploy.script import CONTROLLER_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.networks import LAYER_NORM_EPS
 from kcpr_safety.policy_file import BUNDLE_FILE, PolicyFile, layer_count, policy_from_bytes

@@ -9,19 +9,20 @@ alone, of `torch.nn.Linear` and ReLU as anybody would write it, scripted and fro
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from kcpr_safety.assured import AssuredController
 from kcpr_safety.deploy.archive import extras_of, load_script
-from kcpr_safety.deploy.bundle import CONTROLLER_FILE
 from kcpr_safety.deploy.c_header import HEADER
 from kcpr_safety.deploy.native import c_library
+from kcpr_safety.deploy.script import CONTROLLER_FILE, ONNX_FILE
 from kcpr_safety.errors import FileFault, MissingPackageError
 from kcpr_safety.policy_file import PolicyFile, layer_count
 
-ONNX_FILE = "controller.onnx"
 BARE_FILE = "bare.pt"
 FLOOR_FILE = "floor.so"
 _FLOOR = f"""#include "{HEADER}"
@@ -38,14 +39,14 @@ Call = Callable[[], object]
 
 
 def python_forms(
-    contents: Mapping[str, bytes], policy: PolicyFile, eager: nn.Module, scratch: Path
+    contents: Mapping[str, bytes], policy: PolicyFile, eager: AssuredController, scratch: Path
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """Name -> call, and name -> why it cannot run here; `eager` is the assured controller."""
     obs = torch.zeros(1, policy.contract.obs_size)
     extras_of(contents[CONTROLLER_FILE], CONTROLLER_FILE)
-    script = load_script(contents[CONTROLLER_FILE], CONTROLLER_FILE)
+    script: Any = load_script(contents[CONTROLLER_FILE], CONTROLLER_FILE)
     bare = bare_network(policy)
-    torch.jit.save(bare, str(scratch / BARE_FILE))  # type: ignore[no-untyped-call]
+    torch.jit.save(bare, str(scratch / BARE_FILE))
     calls: dict[str, Call] = {
         "empty_python": lambda: None,
         "act_torchscript_python": lambda: script.act(obs),
@@ -90,7 +91,7 @@ def bare_network(policy: PolicyFile) -> nn.Module:
 class _Act(nn.Module):
     """`act` as the forward of a module, which is what compilers ask for."""
 
-    def __init__(self, controller: nn.Module) -> None:
+    def __init__(self, controller: AssuredController) -> None:
         super().__init__()
         self.controller = controller
 
@@ -115,7 +116,7 @@ def _onnx(contents: Mapping[str, bytes], obs: Tensor) -> Call:
     return lambda: session.run(None, feed)
 
 
-def _aotinductor(eager: nn.Module, obs: Tensor, scratch: Path) -> Call:
+def _aotinductor(eager: AssuredController, obs: Tensor, scratch: Path) -> Call:
     if shutil.which("g++") is None:
         raise MissingPackageError("g++, which AOTInductor compiles with,", "apt-get install g++")
     from torch._inductor import aoti_compile_and_package, aoti_load_package

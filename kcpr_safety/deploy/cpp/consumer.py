@@ -2,8 +2,8 @@
 
     python consumer.py BUNDLE        float32 observations on stdin, float32 actions on stdout
 
-It checks the hashes of the manifest; the signature it leaves to `kcpr-safety verify` or
-`kcpr-robot verify`, for torch has no ed25519. What runs here must have passed one of them before.
+It checks the hashes of the manifest. The signature it leaves to `kcpr-safety verify` or `kcpr-robot
+verify`, one of which must have passed: torch has no ed25519.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ def main(folder: Path) -> None:
             sys.exit(f"{folder / name} is not the file that was signed")
     card = json.loads(files["card.json"])
     torch.set_num_threads(1)
-    controller = torch.jit.load(io.BytesIO(files["controller.pt"]))
+    archive = io.BytesIO(files["controller.pt"])
+    controller = torch.jit.load(archive)  # type: ignore[no-untyped-call]
     error = controller.self_test()
     if not error <= card["parity"]["replay_tolerance"]:
         sys.exit(f"the controller does not repeat its golden answers here: it is off by {error}")
@@ -32,7 +33,7 @@ def main(folder: Path) -> None:
         while data := sys.stdin.buffer.read(4 * width):
             obs = torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(1, width)
             action, _risk, _mode = controller.act(obs)
-            sys.stdout.buffer.write(bytes(action.contiguous().view(torch.uint8).flatten().tolist()))
+            sys.stdout.buffer.write(bytes(action.view(torch.uint8).flatten().tolist()))
             sys.stdout.buffer.flush()
 
 
