@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
+from kcpr_safety.cli.deploying import Trust
 from kcpr_safety.cli.options import OPTIONAL, Count
 from kcpr_safety.errors import KcprError
 
@@ -41,6 +43,8 @@ class Bench:
     """Where learning happens."""
     ticks: Count = None
     """policy: control periods to measure in; not given: 1000."""
+    trust: Trust = ()
+    """policy: further public keys that a bundle may be signed with."""
     json: bool = False
     """One JSON object on stdout, nothing else."""
 
@@ -60,8 +64,10 @@ class Bench:
         if self.task is None:
             raise KcprError("name a run or a bundle to measure (help: kcpr-safety bench --help)")
         place, ticks = api.locate(self.task), DEFAULT_TICKS if self.ticks is None else self.ticks
-        bench = bench_policy if (place / "manifest.json").exists() else bench_run
-        done = bench(place, ticks)
+        if (place / "manifest.json").exists():
+            done = bench_policy(place, ticks, map(Path, self.trust))
+        else:
+            done = bench_run(place, ticks)
         for name, reason in done.absent.items():
             print(f"bench: without {name}: {reason}", file=sys.stderr)
         return dict(done.latency) if self.json else done.record()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
+from kcpr_safety.cli.deploying import Trust
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Header:
     """A bundle, or the name of a shipped policy (see: kcpr-safety policies)."""
     out: Annotated[Path, arg(metavar="FILE")]
     """Where to write the header; an existing file is replaced."""
-    trust: tuple[Path, ...] = ()
-    """Public keys (ID.pub) to trust besides the known ones."""
+    trust: Trust = ()
+    """Further public keys that a bundle may be signed with."""
     json: bool = False
     """One JSON object on stdout, nothing else."""
 
@@ -30,7 +31,7 @@ class Header:
         from kcpr_safety import api
         from kcpr_safety.deploy.c_header import write_header
 
-        text = write_header(api.locate(self.path), self.out, self.trust)
+        text = write_header(api.locate(self.path), self.out, map(Path, self.trust))
         return {"path": str(self.out), "bytes": len(text)}, 0
 
     def show(self, record: dict[str, Any]) -> None:

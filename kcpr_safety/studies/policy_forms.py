@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from kcpr_safety.assured import AssuredController
-from kcpr_safety.deploy.archive import extras_of, load_script
+from kcpr_safety.deploy.archive import extras_of, load_script, quiet
 from kcpr_safety.deploy.c_header import HEADER
 from kcpr_safety.deploy.native import c_library
 from kcpr_safety.deploy.script import CONTROLLER_FILE, ONNX_FILE
@@ -83,8 +83,9 @@ def bare_network(policy: PolicyFile) -> nn.Module:
         linear.weight.data = weight.t().contiguous()
         linear.bias.data = policy.tensors[f"{stack}.{i}.bias"][0, 0].clone()
         layers += [linear, nn.ReLU()]
-    module = torch.jit.script(nn.Sequential(*layers[:-1]).eval())
-    frozen: nn.Module = torch.jit.freeze(module)
+    with quiet():
+        module = torch.jit.script(nn.Sequential(*layers[:-1]).eval())
+        frozen: nn.Module = torch.jit.freeze(module)
     return frozen
 
 

@@ -23,8 +23,7 @@ def main(folder: Path) -> None:
             sys.exit(f"{folder / name} is not the file that was signed")
     card = json.loads(files["card.json"])
     torch.set_num_threads(1)
-    archive = io.BytesIO(files["controller.pt"])
-    controller = torch.jit.load(archive)  # type: ignore[no-untyped-call]
+    controller = torch.jit.load(io.BytesIO(files["controller.pt"]))  # type: ignore[no-untyped-call]
     error = controller.self_test()
     if not error <= card["parity"]["replay_tolerance"]:
         sys.exit(f"the controller does not repeat its golden answers here: it is off by {error}")
