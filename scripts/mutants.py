@@ -114,8 +114,8 @@ MUTATIONS = (
     Mutation(
         "action scaling in the controller",
         "kcpr_safety/controller.py",
-        "action = self.low + (torch.tanh(mean) + 1.0) / 2.0 * self.span",
-        "action = self.low + torch.tanh(mean) * self.span",
+        "action = self.low + (torch.tanh(mean) + self.one) * self.half_span",
+        "action = self.low + torch.tanh(mean) * self.half_span",
         "tests/test_controller.py",
     ),
     Mutation(
