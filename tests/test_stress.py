@@ -90,6 +90,7 @@ def row(fault: str, nominal: tuple[float, ...], assured: tuple[float, ...]) -> d
     [
         ((95.0, 30.0, 0.1), (10.0, 80.0, 0.4), True),  # a smaller share over budget
         ((95.0, 30.0, 0.1), (10.0, 90.0, 0.5), True),  # only the worst episode is better
+        ((95.0, 30.0, 0.1), (10.0, 101.0, 0.4), False),  # the worst episode is worse
         ((89.0, 0.0, 0.0), (10.0, 0.0, 0.0), False),  # costs more than a tenth
         ((100.0, 30.0, 0.1), (50.0, 100.0, 0.5), False),  # changes nothing
     ],
@@ -99,7 +100,8 @@ def test_the_verdict(normal: tuple[float, ...], worse: tuple[float, ...], helps:
         row("none", (100.0, 30.0, 0.1), normal),
         row("bad", (50.0, 100.0, 0.5), worse),
     ]
-    assert verdict(rows)["helps"] is helps
+    assert verdict(rows, acts=True)["helps"] is helps
+    assert verdict(rows, acts=False)["helps"] is False
 
 
 @pytest.fixture

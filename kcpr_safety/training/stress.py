@@ -253,12 +253,16 @@ def stress(
         "episodes": episodes,
         "budget": policy.contract.budget,
         "faults": rows,
-        "verdict": verdict(rows),
+        "verdict": verdict(rows, acts=assurance.fallback),
     }
 
 
-def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Does the assurance lower what it should, without costing a tenth of the nominal return?"""
+def verdict(rows: Sequence[Mapping[str, Any]], *, acts: bool) -> dict[str, Any]:
+    """Does the assurance lower what it should, without costing a tenth of the nominal return?
+
+    The share over budget or the worst episode must be lower and the other not higher; and where no
+    fallback `acts`, what differs is chance. Point estimates all the same.
+    """
     normal = next((row for row in rows if row["fault"] == "none"), rows[0])
     before, after = normal["nominal"]["return_mean"], normal["assured"]["return_mean"]
     loss = (before - after) / abs(before) if before else 0.0
@@ -267,12 +271,13 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for way in ("nominal", "assured")
     }
     worst = {way: max(row[way]["punishment_max"] for row in rows) for way in ("nominal", "assured")}
-    lowers = shares["assured"] < shares["nominal"] or worst["assured"] < worst["nominal"]
+    pairs = [(figures["assured"], figures["nominal"]) for figures in (shares, worst)]
+    lowers = all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
     return {
         "return_loss_share": loss,
         "over_budget_share": shares,
         "punishment_max": worst,
-        "helps": bool(lowers and loss <= 0.1),
+        "helps": bool(acts and lowers and loss <= 0.1),
     }
 
 
