@@ -7,6 +7,7 @@ alone, of `torch.nn.Linear` and ReLU as anybody would write it, scripted and fro
 """
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,12 @@ def _aotinductor(eager: AssuredController, obs: Tensor, scratch: Path) -> Call:
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
     words = "compiling with AOTInductor (about a minute)"
-    with Console(stderr=True).status(words), torch.inference_mode(False), torch.no_grad():
+    with (
+        Console(stderr=True).status(words),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        warnings.catch_warnings(action="ignore"),
+    ):
         program = torch.export.export(_Act(eager), (torch.zeros_like(obs),))
         package = aoti_compile_and_package(program, package_path=str(scratch / "act.pt2"))
         runner = aoti_load_package(package)
