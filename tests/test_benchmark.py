@@ -89,7 +89,7 @@ class TestSuites:
         assert len(cells) == len(suite.tasks) * len(suite.variants) * len(suite.seeds)
         assert len({cell.name for cell in cells}) == len(cells)
         assert suite.episodes >= 50
-        assert name == "quick" or len(suite.seeds) >= 5
+        assert name in ("quick", "demo") or len(suite.seeds) >= 5
 
     def test_a_changed_number_is_another_cell(self, small: Suite) -> None:
         names = {cell.name for cell in small.cells()}
@@ -259,7 +259,7 @@ def test_a_real_cell_becomes_a_row_and_a_bad_one_a_reason(tmp_path: Path) -> Non
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     """SIGKILL at random moments, to the benchmark alone or to its whole family."""
     suite = tmp_path / "small.toml"
-    suite.write_text(SUITE.replace("2_400", "3_200").replace("[0, 1]", str(list(range(10)))))
+    suite.write_text(SUITE.replace("2_400", "3_200").replace("[0, 1]", str(list(range(12)))))
     finish(suite, tmp_path / "whole", "--jobs", "2")
     dice, written = random.Random(0), dict[str, int]()
     for kill in range(20):
@@ -270,7 +270,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
         )
         # A cell takes some seconds, most of them imports: kills fall into every part of it.
         try:
-            process.wait(dice.uniform(1.0, 8.0))
+            process.wait(dice.uniform(1.0, 7.0))
             pytest.fail(f"all was done before kill {kill}; ask for more cells")
         except subprocess.TimeoutExpired:
             family = children(process.pid) if dice.random() < 0.5 else []
@@ -284,7 +284,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
             assert written.setdefault(path.name, stamp) == stamp, "a finished cell was made again"
     finish(suite, tmp_path / "killed", "--jobs", "2")
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
-    assert 0 < len(written) < 20, "kills fell before anything was done, or after all was"
+    assert 0 < len(written) < 24, "kills fell before anything was done, or after all was"
 
 
 def children(pid: int) -> list[int]:

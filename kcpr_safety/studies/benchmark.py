@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from kcpr_safety import api
@@ -141,7 +141,6 @@ class Board:
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
             BarColumn(bar_width=24),
             TextColumn(self._words(steps)),
-            TimeElapsedColumn(),
             console=self._console,
         )
         bar.add_task("", total=self._work, completed=int(min(steps, self._work)))
