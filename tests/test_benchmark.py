@@ -259,32 +259,36 @@ def test_a_real_cell_becomes_a_row_and_a_bad_one_a_reason(tmp_path: Path) -> Non
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     """SIGKILL at random moments, to the benchmark alone or to its whole family."""
     suite = tmp_path / "small.toml"
-    suite.write_text(SUITE.replace("2_400", "3_200").replace("[0, 1]", str(list(range(12)))))
+    suite.write_text(SUITE.replace("[0, 1]", str(list(range(8)))))
     finish(suite, tmp_path / "whole", "--jobs", "2")
-    dice, written = random.Random(0), dict[str, int]()
+    cells, written = tmp_path / "killed" / "cells", dict[str, int]()
+    dice = random.Random(0)
     for kill in range(20):
         process = subprocess.Popen(
             command(suite, tmp_path / "killed", "--jobs", "2"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        # A cell takes some seconds, most of them imports: kills fall into every part of it.
-        try:
-            process.wait(dice.uniform(1.0, 7.0))
-            pytest.fail(f"all was done before kill {kill}; ask for more cells")
-        except subprocess.TimeoutExpired:
-            family = children(process.pid) if dice.random() < 0.5 else []
+        if kill % 3 == 0:  # soon after a cell is done, however slow the machine is
+            deadline = time.monotonic() + 90
+            while len(list(cells.glob("*.json"))) <= len(written) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(dice.uniform(0.0, 1.0))
+        else:  # while it imports, trains, judges
+            time.sleep(dice.uniform(0.5, 6.0))
+        assert process.poll() is None, f"all was done before kill {kill}; ask for more cells"
+        family = children(process.pid) if dice.random() < 0.5 else []
         process.kill()
         process.wait()
         for child in family:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        for path in (tmp_path / "killed" / "cells").glob("*.json"):
+        for path in cells.glob("*.json"):
             stamp = path.stat().st_mtime_ns
             assert written.setdefault(path.name, stamp) == stamp, "a finished cell was made again"
     finish(suite, tmp_path / "killed", "--jobs", "2")
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
-    assert 0 < len(written) < 24, "kills fell before anything was done, or after all was"
+    assert 0 < len(written) < 16, "kills fell before anything was done, or after all was"
 
 
 def children(pid: int) -> list[int]:
