@@ -2,27 +2,34 @@
 
     python scripts/results.py judge runs/a runs/b     evaluate each run on 50 episodes; keep a row
     python scripts/results.py table                   write the README's table from the rows
+    python scripts/results.py page runs/a runs/b      write docs/results/ from the rows, with films
+                                                      of these runs
 
 A row in `results/TASK.jsonl` (`kcpr_safety.report.trials`) holds the stable keys of every result,
 every episode, curves, the command that trained the run, versions, machine and hashes. Judging a run
-again replaces the row of its agent, seed and steps. `kcpr-safety report results --out PAGE` shows
-them with intervals.
+again replaces the row of its agent, seed and steps; what was evaluated on as many episodes is not
+evaluated again.
 """
 
 import json
 import sys
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kcpr_safety.api import STABLE_KEYS, evaluate
+from kcpr_safety.api import STABLE_KEYS, evaluate, report
+from kcpr_safety.report.collection import CELLS, SUITE_FILE, VIDEOS
 from kcpr_safety.report.runs import read_run
 from kcpr_safety.report.trials import row_of
+from kcpr_safety.studies.benchmark_films import film_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
+PAGE = ROOT / "docs" / "results"
+ABOUT = "All rows of results/ that hold their episodes; those that do not are named below."
 EPISODES = 50
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 _IDENTITY = ("agent", "seed", "steps", "budget", "eval_seed", "episodes")
@@ -30,7 +37,9 @@ _IDENTITY = ("agent", "seed", "steps", "budget", "eval_seed", "episodes")
 
 def judge(run: Path) -> dict[str, Any]:
     """Evaluate a run and put its row into the file of its task."""
-    evaluate(run, episodes=EPISODES)
+    evidence = read_run(run).evidence
+    if evidence is None or evidence.episodes != EPISODES:
+        evaluate(run, episodes=EPISODES)
     row = row_of(read_run(run))
     path = RESULTS / f"{row['task']}.jsonl"
     kept = [old for old in read(path) if any(old[key] != row[key] for key in _IDENTITY)]
@@ -73,6 +82,21 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def page(runs: list[Path]) -> Path:
+    """The benchmark page of all rows that are kept, with films of these runs."""
+    rows = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in read(path)]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        (scratch / CELLS).mkdir()
+        names = [f"{row['task']}-{row['agent']}-{row['steps']}-seed{row['seed']}" for row in rows]
+        for name, row in zip(names, rows, strict=True):
+            (scratch / CELLS / f"{name}.json").write_text(json.dumps(row), encoding="utf-8")
+        suite = {"title": "this project's results", "description": ABOUT, "cells": names}
+        (scratch / SUITE_FILE).write_text(json.dumps(suite), encoding="utf-8")
+        film_examples(scratch / VIDEOS, [(run, row_of(read_run(run))) for run in runs])
+        return report(scratch, PAGE)
+
+
 def short(value: float) -> str:
     """Four digits at most."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
@@ -97,6 +121,8 @@ def main() -> int:
             for run in runs:
                 row = judge(Path(run))
                 print(json.dumps({key: row[key] for key in STABLE_KEYS}), flush=True)
+        case ["page", *runs]:
+            print(page([Path(run) for run in runs]))
         case ["table"]:
             path = ROOT / "README.md"
             path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -195,20 +195,43 @@ def test_a_film_shows_the_stretch_with_most_punishment() -> None:
 
 
 def test_where_nothing_can_be_filmed_the_index_says_why(
-    small: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = small.cells()
-    row = {"punishments": [0.0, 3.0], "returns": [1.0, 2.0], "eval_seed": 10_000}
-    row_path(tmp_path, cells[0].name).parent.mkdir()
-    row_path(tmp_path, cells[0].name).write_text(json.dumps(row))
-
     def broken(*_: Any, **__: Any) -> None:
         raise FileFault("no driver")
 
     monkeypatch.setattr(benchmark_films, "record_video", broken)
-    benchmark_films.film_examples(tmp_path, cells)
+    benchmark_films.film_examples(tmp_path / "videos", [(tmp_path / "run", FILMED)])
     index = json.loads((tmp_path / "videos" / "index.json").read_text())
     assert index == {"films": [], "problem": "no driver"}
+
+
+FILMED = {
+    "task": "Task-v0",
+    "label": "kcpr",
+    "seed": 0,
+    "punishments": [0.0, 3.0, 1.0],
+    "returns": [1.0, 2.0, 3.0],
+    "eval_seed": 10_000,
+}
+
+
+def test_only_the_first_seed_of_each_agent_is_filmed_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filmed: list[tuple[str, int]] = []
+
+    def record(run: Path, file: Path, seed: int, seconds: float) -> None:
+        filmed.append((run.name, seed))
+        file.write_bytes(b"film")
+
+    monkeypatch.setattr(benchmark_films, "record_video", record)
+    trials = [(tmp_path / "a", FILMED), (tmp_path / "b", {**FILMED, "seed": 1})]
+    for _ in range(2):
+        benchmark_films.film_examples(tmp_path / "videos", trials)
+    assert filmed == [("a", 10_002), ("a", 10_001)]
+    index = json.loads((tmp_path / "videos" / "index.json").read_text())
+    assert [film["punishment"] for film in index["films"]] == [1.0, 3.0]
 
 
 def test_the_absence_of_ray_is_one_sentence(

@@ -23,7 +23,7 @@ class Benchmark:
 
     examples: ClassVar[str] = """
   kcpr-safety benchmark quick                      18 short trainings: what the page looks like
-  kcpr-safety benchmark demo                       three agents on the demo's task, a quarter of an hour
+  kcpr-safety benchmark demo                       three agents on the demo's task
   kcpr-safety benchmark velocity --jobs 8
   kcpr-safety benchmark navigation --agents kcpr sac-lag --seeds 0 1 2 --steps 1_000_000
   kcpr-safety benchmark my-suite.toml --out runs/mine

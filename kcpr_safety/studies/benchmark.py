@@ -27,7 +27,7 @@ from rich.table import Table
 
 from kcpr_safety import api
 from kcpr_safety.files import atomic_write
-from kcpr_safety.report.collection import SUITE_FILE
+from kcpr_safety.report.collection import SUITE_FILE, VIDEOS
 from kcpr_safety.studies.benchmark_cell import RUNS, row_path
 from kcpr_safety.studies.benchmark_films import film_examples
 from kcpr_safety.studies.benchmark_places import Job, Place
@@ -48,10 +48,11 @@ def run(suite: Suite, out: Path, place: Place, *, videos: bool = True) -> dict[s
     plan = {**asdict(suite), "cells": {cell.name: asdict(cell) for cell in cells}}
     atomic_write(out / SUITE_FILE, json.dumps(plan, indent=1, allow_nan=False).encode())
     failed = _work_off([cell for cell in cells if not _done(out, cell)], cells, out, place)
-    rows = [row_path(out, cell.name).read_bytes() for cell in cells if _done(out, cell)]
-    atomic_write(out / ROWS_FILE, b"".join(rows))
+    rows = {c.name: row_path(out, c.name).read_bytes() for c in cells if _done(out, c)}
+    atomic_write(out / ROWS_FILE, b"".join(rows.values()))
     if videos and rows:
-        film_examples(out, cells)
+        trials = [(out / RUNS / name, json_object(row)) for name, row in rows.items()]
+        film_examples(out / VIDEOS, trials)
     return {
         "suite": suite.name,
         "path": str(out),
