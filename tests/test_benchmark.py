@@ -181,6 +181,15 @@ class TestGrid:
         assert benchmark.clock(left + 0.5) == "0:01:00" and benchmark.clock(None) == "?"
 
 
+@pytest.mark.parametrize("content", ["", '{"steps": 12', "{}", '{"kind": "train"}', "[3]"])
+def test_a_log_that_was_cut_off_is_no_progress(small: Suite, tmp_path: Path, content: str) -> None:
+    cell = small.cells()[0]
+    metrics = tmp_path / "runs" / cell.name / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text(content)
+    assert benchmark.Board([cell], [cell], tmp_path).left_s(0.0) is None
+
+
 def test_films_show_the_median_and_the_worst_episode() -> None:
     punishments = [5.0, 80.0, 1.0, 9.0, 7.0]
     assert chosen_episode(punishments, "worst") == 1

@@ -178,7 +178,7 @@ def clock(seconds: float | None) -> str:
 
 def _share(out: Path, cell: Cell) -> float:
     """How much of a cell's training is done, by its last row."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or half a line
         with open(out / RUNS / cell.name / METRICS_FILE, "rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - _TAIL_BYTES))
