@@ -173,6 +173,18 @@ def test_fifty_episodes_of_one_seed_say_nothing_of_others() -> None:
     assert (found.low, found.high) == (-np.inf, np.inf)
 
 
+def test_single_runs_leave_everything_open() -> None:
+    """Drawn anew they are the same: no width would look like certainty."""
+    ours, theirs = [[1.0], [2.0]], [[0.0], [3.0]]
+    for found in (
+        stratified_interval(ours, iqm, generator()),
+        improvement_interval(ours, theirs, generator()),
+        *profile(ours, [0.5, 1.5], generator()),
+    ):
+        assert (found.low, found.high) == (-np.inf, np.inf)
+    assert improvement_interval(ours, theirs, generator()).value == 0.5
+
+
 def test_clusters_may_differ_in_size() -> None:
     found = cluster_interval([[1.0], [2.0, 3.0, 4.0]], lambda x: float(x.mean()), generator())
     assert found.value == 2.5 and found.low <= 2.5 <= found.high

@@ -18,7 +18,7 @@ from kcpr_safety.report.published import Published
 from kcpr_safety.report.standings import TAUS, Across, Comparison, Standing
 from kcpr_safety.report.tables import PERCENT, percent
 from kcpr_safety.report.trials import Protocol
-from kcpr_safety.stats import mean_interval
+from kcpr_safety.stats import Interval, mean_interval
 
 _MOST_DOTS = 12
 """Validations of each seed that the calibration figure shows."""
@@ -145,7 +145,7 @@ def _trade(comparison: Comparison, styles: Styles) -> str:
     for s in comparison.standings:
         punished = [t.evidence.punishment_mean for t in s.trials]
         returned = [t.evidence.return_mean for t in s.trials]
-        rows.append((punished, returned, s.punished, s.returned, styles[s.label]))
+        rows.append((punished, returned, _known(s.punished), _known(s.returned), styles[s.label]))
     title = "Return against punishment"
     told = "; ".join(
         f"{s.label}: return {short(s.returned.value)} at punishment {short(s.punished.value)}"
@@ -189,8 +189,8 @@ def profile_figure(found: Across, styles: Styles) -> str:
             TAUS,
             [point.value for point in points],
             styles[label],
-            low=[point.low for point in points],
-            high=[point.high for point in points],
+            low=[_drawn(point.low) for point in points],
+            high=[_drawn(point.high) for point in points],
         )
         for label, points in found.profiles.items()
     ]
@@ -204,6 +204,18 @@ def profile_figure(found: Across, styles: Styles) -> str:
     )
     words = f"Higher is better; band: pointwise {PERCENT} bootstrap interval."
     return figure(title, chart, words)
+
+
+def _known(interval: Interval) -> Interval:
+    """Of one seed there is no interval: the mean alone."""
+    if math.isfinite(interval.high):
+        return interval
+    return Interval(interval.value, interval.value, interval.value)
+
+
+def _drawn(end: float) -> float:
+    """An open end is not drawn."""
+    return end if math.isfinite(end) else math.nan
 
 
 def films(found: Sequence[Film]) -> str:

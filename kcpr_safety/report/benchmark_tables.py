@@ -23,7 +23,7 @@ from kcpr_safety.report.tables import Cell, mark, percent, sortable_table, sprea
 from kcpr_safety.report.trials import Trial
 from kcpr_safety.stats import CVAR_LEVEL, Interval
 
-NO_INTERVAL = "one seed: no interval"
+NO_INTERVAL = "no interval"
 TOO_NARROW = 0.93
 _ORDER = {"within": 0.0, "unsure": 1.0, "over": 2.0}
 

@@ -53,7 +53,8 @@ def stratified_interval(
 ) -> Interval:
     """`statistic` of all runs of all tasks, with a stratified percentile bootstrap interval."""
     spread = statistic(_redrawn(strata, generator, resamples))
-    return _percentiles(statistic(_pooled(strata)), spread, confidence)
+    found = _percentiles(statistic(_pooled(strata)), spread, confidence)
+    return found if _drawable(strata) else _open(found)
 
 
 def probability_of_improvement(ours: Strata, theirs: Strata) -> float:
@@ -73,7 +74,8 @@ def improvement_interval(
     for x, y in _pairs(ours, theirs):
         drawn_x, drawn_y = (_redrawn([z], generator, resamples) for z in (x, y))
         spread += _beats(drawn_x, drawn_y) / len(ours)
-    return _percentiles(probability_of_improvement(ours, theirs), spread, confidence)
+    found = _percentiles(probability_of_improvement(ours, theirs), spread, confidence)
+    return found if _drawable([*ours, *theirs]) else _open(found)
 
 
 def profile(
@@ -81,9 +83,10 @@ def profile(
 ) -> list[Interval]:
     """Share of runs above each tau, with pointwise intervals."""
     pooled, redrawn = _pooled(strata), _redrawn(strata, generator, resamples)
-    return [
+    points = [
         _percentiles((pooled > tau).mean(), (redrawn > tau).mean(-1), CONFIDENCE) for tau in taus
     ]
+    return points if _drawable(strata) else [_open(point) for point in points]
 
 
 def cluster_interval(
@@ -101,7 +104,7 @@ def cluster_interval(
     each = [_sample(cluster) for cluster in clusters]
     value = float(statistic(np.concatenate(each)))
     if len(each) == 1:
-        return Interval(value, -np.inf, np.inf)
+        return _open(Interval(value, value, value))
     draws = generator.integers(0, len(each), size=(resamples, len(each)))
     spread = [statistic(np.concatenate([each[i] for i in draw])) for draw in draws]
     return _percentiles(value, np.asarray(spread), confidence)
@@ -141,6 +144,16 @@ def calibration(predicted: Values, realised: Values) -> Calibration:
         error=float(np.sqrt(((p - r) ** 2).mean())),
         ratio=float(p.sum()) / total if total > 0 else None,
     )
+
+
+def _drawable(strata: Strata) -> bool:
+    """Whether drawing anew can give anything but the same: some task has more than one run."""
+    return any(np.size(stratum) > 1 for stratum in strata)
+
+
+def _open(found: Interval) -> Interval:
+    """The value alone, for there is nothing to draw from: the interval is the whole line."""
+    return Interval(found.value, -np.inf, np.inf)
 
 
 def _pairs(ours: Strata, theirs: Strata) -> list[tuple[ndarray, ndarray]]:
