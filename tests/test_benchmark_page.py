@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from benchmarks import AGENTS, MORE_TASKS, TASKS, fake_row, fake_rows, write_rows
 from fakes import fake_policy, fake_run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import Document
 
@@ -41,6 +41,7 @@ def ranking(record: dict[str, Any], index: int = 0) -> list[str]:
 
 
 class TestRanking:
+    @settings(max_examples=25)
     @given(
         st.lists(
             st.tuples(st.floats(0, 200), st.floats(-1e4, 1e4)), min_size=2, max_size=6, unique=True
