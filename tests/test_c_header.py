@@ -302,7 +302,7 @@ def test_an_array_counts_its_own_numbers() -> None:
 
 
 def test_the_command_writes_the_header_of_a_bundle(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from fakes import fake_run
 
@@ -311,7 +311,7 @@ def test_the_command_writes_the_header_of_a_bundle(
 
     bundle = export_bundle(fake_run(tmp_path / "run", fake_policy(4)), tmp_path / "bundle")["path"]
     assert main(["header", bundle, "--out", str(tmp_path / HEADER), "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
+    record = json.loads(capfd.readouterr().out)
     assert (tmp_path / HEADER).stat().st_size == record["bytes"]
     assert main(["header", str(tmp_path), "--out", str(tmp_path / "no.h")]) == 2
     assert not (tmp_path / "no.h").exists()

@@ -8,12 +8,14 @@ and a bare network of the reward module's size (`policy_forms`).
     p50 ... max  one call per period, after a warm-up; percentiles are observed times
     hot         median of calls back to back: no sleep, caches full
 
-What cannot run here is left out, with one sentence that says why. One thread.
+What cannot run here is left out, with one sentence that says why. One thread, and before other
+programs (SCHED_FIFO) where the system permits it, as a robot's loop runs.
 """
 
 import gc
 import json
 import math
+import os
 import platform
 import subprocess
 import time
@@ -92,6 +94,7 @@ class PolicyBench:
             "period_s": self.period_s,
             "ticks": self.ticks,
             "threads": 1,
+            "real_time_priority": real_time_priority(),
             "processor": processor(),
             "torch": torch.__version__,
         }
@@ -132,6 +135,12 @@ def bench_run(run: Path, ticks: int = DEFAULT_TICKS) -> PolicyBench:
     return done
 
 
+def real_time_priority() -> bool:
+    """Whether a process may run before others here."""
+    with _urgent() as permitted:
+        return permitted
+
+
 def processor() -> str:
     """What the machine's processor calls itself."""
     with suppress(OSError):
@@ -151,7 +160,7 @@ def measure(
             call()
     slot = period_s / len(calls)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    with _no_collection():
+    with _no_collection(), _urgent():
         due = time.perf_counter()
         for _ in _shown(ticks, "forms that Python drives"):
             for name, call in calls.items():
@@ -183,9 +192,12 @@ def _cpp_forms(bundle: Path, public: Path, header: str, ticks: int) -> dict[str,
         program, floor = robot_program(), c_floor(header, public.parent)
     command = [str(program), "bench", str(bundle), "--trust", str(public), "--ticks", str(ticks)]
     command += ["--bare", str(public.parent / BARE_FILE), "--floor", str(floor)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    ) as child:
+    with (
+        _urgent(),
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        ) as child,
+    ):
         assert child.stdout is not None
         assert child.stderr is not None
         # A dot for each per cent; whatever else comes is a complaint.
@@ -221,6 +233,20 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def _urgent() -> Iterator[bool]:
+    """Within: real-time priority, which children inherit; whether the system permitted it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (AttributeError, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _shown(count: int, words: str) -> Iterable[int]:

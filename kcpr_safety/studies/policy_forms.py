@@ -47,7 +47,8 @@ def python_forms(
     extras_of(contents[CONTROLLER_FILE], CONTROLLER_FILE)
     script: Any = load_script(contents[CONTROLLER_FILE], CONTROLLER_FILE)
     bare = bare_network(policy)
-    torch.jit.save(bare, str(scratch / BARE_FILE))
+    with quiet():
+        torch.jit.save(bare, str(scratch / BARE_FILE))
     calls: dict[str, Call] = {
         "empty_python": lambda: None,
         "act_torchscript_python": lambda: script.act(obs),
