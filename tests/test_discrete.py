@@ -333,7 +333,8 @@ def test_parity_holds(deployed: Forms) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    sorted(name for name in controller_from_tensors(POLICY.tensors, POLICY.contract).state_dict()),
+    # `most` is the largest finite number: no observation but an infinite one tells two such apart.
+    sorted(set(controller_from_tensors(POLICY.tensors, POLICY.contract).state_dict()) - {"most"}),
 )
 def test_parity_notices_every_changed_constant(deployed: Forms, name: str) -> None:
     """A choice hides small changes; these are large enough to change one."""

@@ -93,10 +93,20 @@ def test_an_unknown_key_fails_until_it_is_trusted(
     bundle: Path, tmp_path: Path, stranger: tuple[Path, Path]
 ) -> None:
     private, public = stranger
-    copy = reseal(Path(shutil.copytree(bundle, tmp_path / "copy")), signing_key(private))
+    other = tmp_path / "other"
+    export_bundle(fake_run(tmp_path / "run", fake_policy(3, width=8)), other, private)
     with pytest.raises(FileFault, match=r"manifest\.sig is no signature .* trusted key"):
-        load_policy(copy)
-    assert load_policy(copy, [public]).contract == load_policy(bundle).contract
+        load_policy(other)
+    assert load_policy(other, [public]).contract == load_policy(bundle).contract
+
+
+def test_the_card_names_the_key_that_signed(
+    bundle: Path, tmp_path: Path, stranger: tuple[Path, Path]
+) -> None:
+    private, public = stranger
+    copy = reseal(Path(shutil.copytree(bundle, tmp_path / "copy")), signing_key(private))
+    with pytest.raises(FileFault, match="names another key than stranger"):
+        load_policy(copy, [public])
 
 
 def test_a_key_in_the_bundle_is_never_trusted(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kcpr_safety import envs, evaluate, export
+from kcpr_safety import calibrate, envs, evaluate, export
 from kcpr_safety.cards import Maze, TaskCard, card_names, load_card
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import controller_from_tensors
@@ -546,6 +546,7 @@ def test_evaluation_and_bundle_tell_of_success_and_collisions(tmp_path: Path) ->
     assert len(successes) == len(collisions) == 12
     assert record["success_share"] == sum(successes) / 12 < 1.0
     assert record["collision_share"] == sum(count > 0 for count in collisions) / 12 > 0.0
+    calibrate(tmp_path, episodes=4)
     export(tmp_path, tmp_path / "bundle")
     evidence = json.loads((tmp_path / "bundle" / "card.json").read_text())["evidence"]
     assert evidence["success"]["episodes"] == sum(successes)
