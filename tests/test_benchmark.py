@@ -307,7 +307,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
                 time.sleep(0.05)
             time.sleep(dice.uniform(0.0, 1.0))
         else:  # while it imports, trains, judges
-            time.sleep(dice.uniform(0.5, 6.0))
+            time.sleep(dice.uniform(0.3, 2.5))
         assert process.poll() is None, f"all was done before kill {kill}; ask for more cells"
         family = children(process.pid) if dice.random() < 0.5 else []
         process.kill()
