@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import fake_assurance, fake_evaluation, fake_policy, fake_run, reseal
+from traps import Trap, torch_saved
 
 import kcpr_safety.deploy.bundle as bundle_module
 from kcpr_safety.deploy import export_bundle, load_policy
@@ -48,19 +49,6 @@ def refused(bundle: Path) -> str:
     assert "\n" not in sentence
     assert str(bundle) in sentence
     return sentence
-
-
-class Trap:
-    """Unpickled by anyone, it is heard of."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (exec, ("raise SystemExit('unpickled')",))
-
-
-def torch_saved() -> bytes:
-    buffer = io.BytesIO()
-    torch.save({"trap": Trap()}, buffer)
-    return buffer.getvalue()
 
 
 FOREIGN = {

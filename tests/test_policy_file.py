@@ -14,6 +14,7 @@ from fakes import fake_contract, fake_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from traps import Trap
 
 from kcpr_safety.contract import Entry
 from kcpr_safety.errors import FileFault, KcprError
@@ -183,13 +184,6 @@ def test_other_headers_are_refused(words: str) -> None:
     metadata = {key: value for key, value in changed.items() if value is not None}
     with pytest.raises(FileFault, match=words):
         policy_from_bytes(pack(POLICY.tensors, metadata), "NAME")
-
-
-class Trap:
-    """Unpickled by anyone, it is heard of."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (exec, ("raise SystemExit('unpickled')",))
 
 
 FOREIGN = {

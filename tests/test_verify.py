@@ -1,7 +1,6 @@
 """Does `verify` prove what it says, and name the file and the reason of everything else?"""
 
 import dataclasses
-import io
 import json
 import pickle
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import fake_evaluation, fake_policy, fake_run, reseal
+from traps import Trap, torch_saved
 
 from kcpr_safety import api
 from kcpr_safety.cli import main
@@ -123,19 +123,6 @@ def test_a_card_lacks_a_part(bundle: Path) -> None:
         less = {key: value for key, value in card.items() if key != part}
         with pytest.raises(FileFault, match=r"NAME (is no bundle card: .*'|has schema version)"):
             card_from_bytes(card_to_bytes(less), "NAME")
-
-
-class Trap:
-    """Unpickled by anyone, it is heard of."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (exec, ("raise SystemExit('unpickled')",))
-
-
-def torch_saved() -> bytes:
-    buffer = io.BytesIO()
-    torch.save({"trap": Trap()}, buffer)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("name", FILES)
