@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kcpr_safety.cards import data_root
 from kcpr_safety.deploy import Policy, export_bundle
 from kcpr_safety.deploy import load_policy as load_bundle
-from kcpr_safety.errors import FileFault, UnknownNameError
+from kcpr_safety.errors import AbsentTaskError, FileFault, UnknownNameError
 from kcpr_safety.evidence import EVIDENCE_FILE, STRESS_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.policy_file import RUN_FILE
@@ -142,7 +142,7 @@ def train(
         steps=steps,
         seed=seed,
         budget=budget,
-        out=_fresh_folder(out, f"{task}-{agent}-seed{seed}"),
+        out=_fresh_folder(out, f"{_short(task)}-{agent}-seed{seed}"),
         num_envs=num_envs,
         init=None if init is None else locate(init),
         device=device,
@@ -258,7 +258,7 @@ def _check_task(policy: "PolicyFile") -> str:
         return f"not checked: {error.name} is not installed"
     try:
         world_of(policy, 1, evaluation_seeds(FIRST_EVALUATION_SEED, 1)).close()
-    except UnknownNameError:
+    except (AbsentTaskError, UnknownNameError):
         return f"not checked: there is no {policy.task} here"
     return "the same as the task's"
 
@@ -310,6 +310,11 @@ def _sinks(progress: bool, tensorboard: bool, track: Sequence[str]) -> "list[Sin
 
     names = [*(["tensorboard"] if tensorboard else []), *track]
     return [*live_sinks(progress), *trackers(names)]
+
+
+def _short(task: str) -> str:
+    """A task's name without the module or folder that it comes from."""
+    return Path(task.rpartition(":")[2]).name.removesuffix(".toml")
 
 
 def _fresh_folder(out: StrPath | None, name: str) -> Path:

@@ -41,6 +41,10 @@ class EnvironmentFault(KcprError):
     """An environment that breaks its contract (spaces, signs, finiteness, order of calls)."""
 
 
+class AbsentTaskError(EnvironmentFault):
+    """A task of the user's own whose module or files are not here."""
+
+
 class NonFiniteError(EnvironmentFault):
     """A NaN or infinity where a number must be."""
 

@@ -1,23 +1,38 @@
 """Does an environment keep the promises that training, export and the report rely on?
 
 `check_environment` builds it, resets it twice with each of two seeds, steps it past its time limit
-or a few hundred steps, and says in plain sentences what it found. The same check runs in this
-package's tests over every task card, and is a command for anybody's own environment: an id
-registered with gymnasium (`module:Id-v0` imports `module` first) whose step returns
-(obs, reward, cost, terminated, truncated, info), or five values with info["cost"].
+or a few hundred steps, once beside a second one, and says in plain sentences all that it found and
+how to mend it (`promises`). The same check runs in this package's tests over every task card, and
+is a command for anybody's own environment: an id registered with gymnasium (`module:Id-v0` imports
+`module` first) whose step returns (obs, reward, cost, terminated, truncated, info), or five values
+with info["cost"]; or a robot's card.
+
+An environment that takes long is stepped for `PATIENCE_S` in all.
 """
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from kcpr_safety.envs.official import make_plain, six, translated
+from kcpr_safety.envs import promises
+from kcpr_safety.envs.official import action_for, make_plain, outcome_of, translated
+from kcpr_safety.envs.promises import Fault
 from kcpr_safety.errors import KcprError
 
 STEPS = 200
 SEEDS = (10_001, 10_002)
+PATIENCE_S = 20.0
+SLOW_S = 0.1
+"""A step that takes longer makes a training of the default length last a night [s]."""
+_DEFAULT_STEPS = 300_000
+_BESIDE = 50
+"""Steps that two environments take in turn."""
+
+Rows = list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -27,43 +42,66 @@ class Finding:
     severity: str
     """"error": training would fail or lie; "warning": works, but look at it; "ok": all is well."""
     sentence: str
+    mend: str = ""
+    """What to do about it."""
 
 
 class _Report:
     """Collects findings; a promise broken at many steps is said once."""
 
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
+        self.findings: dict[str, Finding] = {}
+        self.began = time.perf_counter()
+        self.durations: list[float] = []
+        """Of every step taken [s]."""
 
-    def expect(self, kept: bool, broken: str, severity: str = "error") -> bool:
-        if not kept and all(broken != finding.sentence for finding in self.findings):
-            self.findings.append(Finding(severity, broken))
-        return kept
+    def add(self, faults: Iterable[Fault], severity: str = "error") -> bool:
+        """Whether there was any."""
+        found = list(faults)
+        for fault in found:
+            finding = Finding(severity, fault.told, fault.mend)
+            self.findings.setdefault(fault.sentence, finding)
+        return bool(found)
+
+    def say(self, broken: bool, sentence: str, mend: str, severity: str = "error") -> None:
+        if broken:
+            self.add([Fault(sentence, mend)], severity)
+
+    @property
+    def out_of_patience(self) -> bool:
+        return time.perf_counter() - self.began > PATIENCE_S
+
+
+class _Stopped(Exception):
+    """This episode cannot go on; why is in the report."""
 
 
 def check_environment(env_id: str, steps: int = STEPS) -> list[Finding]:
     """Findings about one environment, worst first; a single "ok" where every promise is kept."""
     report = _Report()
+    made: list[Any] = []
     try:
         env, limit = make_plain(env_id)
-    except KcprError as error:
-        return [Finding("error", str(error))]
-    except Exception as error:
-        return [Finding("error", f"it cannot be built: {type(error).__name__}: {error}")]
-    try:
-        if _check_spaces(report, env):
-            first = [_episode(report, env, seed, min(steps, limit)) for seed in SEEDS]
-            again = [_episode(report, env, seed, min(steps, limit)) for seed in SEEDS]
+        made.append(env)
+        if not report.add(promises.spaces(env)):
+            _check_types(report, env)
+            length = min(steps, limit)
+            first = [_episode(report, env, seed, length) for seed in SEEDS]
+            again = [_episode(report, env, seed, length) for seed in SEEDS]
             _check_seeds(report, first, again)
+            if not report.out_of_patience:
+                _check_restart(report, [*first, *again])
+            made.append(make_plain(env_id)[0])
+            _check_beside(report, made, first, again)
+            _check_pace(report)
     except KcprError as error:
-        report.expect(False, str(error))
+        report.add([Fault(str(error), "")])
     except Exception as error:
-        fault = translated(env_id, error)
-        raised = f"it raised {type(error).__name__} while stepping: {error}"
-        report.expect(False, raised if fault is error else str(fault))
+        report.add([_translated(env_id, "it", error)])
     finally:
-        env.close()
-    findings = sorted(report.findings, key=lambda finding: finding.severity)
+        for env in made:
+            _close(report, env)
+    findings = sorted(report.findings.values(), key=lambda finding: finding.severity)
     if not findings:
         count = len(SEEDS) * 2
         findings = [
@@ -72,102 +110,210 @@ def check_environment(env_id: str, steps: int = STEPS) -> list[Finding]:
     return findings
 
 
-def _check_spaces(report: _Report, env: Any) -> bool:
-    action = env.action_space
-    if not report.expect(
-        isinstance(action, gymnasium.spaces.Box),
-        f"actions must be a Box of numbers, not {type(action).__name__}",
-    ):
-        return False
-    report.expect(
-        bool(np.isfinite(action.low).all() and np.isfinite(action.high).all()),
-        "every action needs finite bounds: the policy squashes its output into them",
-    )
-    report.expect(
-        bool((action.low < action.high).all()), "an action's low bound is not below its high"
-    )
-    flat = gymnasium.spaces.flatten_space(env.observation_space)
-    report.expect(
-        isinstance(flat, gymnasium.spaces.Box),
-        f"observations of type {type(env.observation_space).__name__} do not flatten to numbers",
-    )
-    if isinstance(env.observation_space, gymnasium.spaces.Box):
-        report.expect(
-            np.issubdtype(env.observation_space.dtype, np.floating),
-            f"observations have type {env.observation_space.dtype}, not a floating one",
+def _translated(env_id: str, what: str, error: BaseException) -> Fault:
+    fault = translated(env_id, error)
+    return promises.raised(what, error) if fault is error else Fault(str(fault), "")
+
+
+def _close(report: _Report, env: Any) -> None:
+    try:
+        env.close()
+    except Exception as error:
+        report.add([promises.raised("close", error)], "warning")
+
+
+def _check_types(report: _Report, env: Any) -> None:
+    space = env.observation_space
+    if isinstance(space, gymnasium.spaces.Box):
+        report.say(
+            not np.issubdtype(space.dtype, np.floating),
+            f"observations have type {space.dtype}, not a floating one",
+            "declare the space with dtype=np.float32 and return such numbers",
             "warning",
         )
-    return isinstance(flat, gymnasium.spaces.Box)
 
 
-def _episode(report: _Report, env: Any, seed: int, steps: int) -> list[np.ndarray]:
+# ---------------------------------------------------------------------------------- one episode
+
+
+def _episode(report: _Report, env: Any, seed: int, steps: int) -> Rows:
     """One episode under random actions; its observations, rewards and costs for comparison."""
-    reset = env.reset(seed=seed)
-    if not report.expect(
-        isinstance(reset, tuple) and len(reset) == 2, "reset must return (observation, info)"
-    ):
-        return []
-    obs = reset[0]
-    seen = [_flat(env, obs)]
-    rng = np.random.default_rng(seed)
-    low, high = env.action_space.low.astype(float), env.action_space.high.astype(float)
-    _check_obs(report, env, obs, "reset")
-    for step in range(steps):
-        # A few steps on the bounds themselves: saturated actions are what early training sends.
-        action = high if step == 1 else low if step == 2 else rng.uniform(low, high)
-        obs, reward, cost, terminated, truncated, info = six(
-            "the environment", env.step(action.reshape(env.action_space.shape))
+    before = env.observation_space, env.action_space
+    rows: Rows = []
+    try:
+        obs = _begin(report, env, seed)
+        rows.append(_flat(env, obs))
+        rng = np.random.default_rng(seed)
+        for step in range(steps):
+            row, kept, ended = _step(report, env, _action(env, rng, step))
+            report.say(
+                not np.array_equal(_flat(env, obs), rows[-1][: rows[0].size], equal_nan=True),
+                "it hands out one observation array and writes into it again",
+                "return a copy: a caller that keeps two observations finds them equal",
+                "warning",
+            )
+            rows.append(row)
+            obs = kept
+            if ended or report.out_of_patience:
+                break
+    except _Stopped:
+        pass
+    after = env.observation_space, env.action_space
+    report.add(promises.same_spaces(before, after, "after an episode"))
+    return rows
+
+
+def _begin(report: _Report, env: Any, seed: int) -> Any:
+    try:
+        result = env.reset(seed=seed)
+    except (Exception, SystemExit) as error:
+        report.add([_translated("the environment", "reset", error)])
+        raise _Stopped from error
+    if report.add(promises.reset(result)):
+        raise _Stopped
+    _check_obs(report, env, result[0], "reset")
+    return result[0]
+
+
+def _step(report: _Report, env: Any, action: Any) -> tuple[np.ndarray, Any, bool]:
+    """(observation, reward and cost as one row; the observation as given; is this the end?)"""
+    started = time.perf_counter()
+    try:
+        result = env.step(action)
+    except (Exception, SystemExit) as error:
+        report.add([_translated("the environment", "step", error)])
+        raise _Stopped from error
+    report.durations.append(time.perf_counter() - started)
+    if report.add(promises.step(result)):
+        raise _Stopped
+    obs, reward, cost, terminated, truncated, _ = outcome_of(result)
+    _check_obs(report, env, obs, "step")
+    bad = [report.add(promises.number(*pair)) for pair in (("reward", reward), ("cost", cost))]
+    bad += [
+        report.add(promises.ending(*pair))
+        for pair in (("terminated", terminated), ("truncated", truncated))
+    ]
+    if any(bad):
+        raise _Stopped
+    for name, value in (("reward", reward), ("cost", cost)):
+        report.say(
+            not np.isfinite(value),
+            f"a {name} is not finite",
+            "find the division, root or logarithm that makes it; end the episode before it does",
         )
-        _check_obs(report, env, obs, "step")
-        _check_scalars(report, reward, cost)
-        report.expect(isinstance(info, dict), "info must be a dictionary")
-        for name, end in (("terminated", terminated), ("truncated", truncated)):
-            report.expect(isinstance(end, bool | np.bool_), f"'{name}' must be true or false")
-        seen.append(np.append(_flat(env, obs), [float(reward), float(cost)]))
-        if terminated or truncated:
-            break
-    return seen
+    report.add(promises.cost(float(cost)))
+    row = np.append(_flat(env, obs), [float(reward), float(cost)])
+    return row, obs, bool(terminated or truncated)
+
+
+def _action(env: Any, rng: np.random.Generator, step: int) -> Any:
+    """Random; a few steps on the bounds themselves: saturated is what early training sends."""
+    space = env.action_space
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return action_for(env, np.array([int(space.start) + rng.integers(int(space.n))]))
+    low, high = space.low.astype(float).ravel(), space.high.astype(float).ravel()
+    return action_for(env, high if step == 1 else low if step == 2 else rng.uniform(low, high))
 
 
 def _check_obs(report: _Report, env: Any, obs: Any, when: str) -> None:
     space = env.observation_space
+    if report.add(promises.form(space, obs, when)):
+        raise _Stopped
     flat = _flat(env, obs)
-    size = gymnasium.spaces.flatdim(space)
-    report.expect(flat.shape == (size,), f"{when} gave {flat.size} numbers; its space has {size}")
-    report.expect(bool(np.isfinite(flat).all()), f"an observation of {when} is not finite")
-    if isinstance(space, gymnasium.spaces.Box) and flat.shape == (size,):
-        inside = (flat >= space.low.ravel() - 1e-6) & (flat <= space.high.ravel() + 1e-6)
-        report.expect(bool(inside.all()), f"an observation of {when} lies outside its space")
-
-
-def _check_scalars(report: _Report, reward: Any, cost: Any) -> None:
-    for name, value in (("reward", reward), ("cost", cost)):
-        number = np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
-        if report.expect(number, f"the {name} must be one number, not {type(value).__name__}"):
-            report.expect(bool(np.isfinite(value)), f"a {name} is not finite")
-    report.expect(
-        bool(np.all(np.asarray(cost) >= 0)), "a cost is negative: punishment only adds up"
+    report.say(
+        not np.isfinite(flat).all(),
+        f"an observation of {when} is not finite",
+        "find the division, root or logarithm that makes it; end the episode before it does",
     )
-
-
-def _check_seeds(
-    report: _Report, first: list[list[np.ndarray]], again: list[list[np.ndarray]]
-) -> None:
-    for one, other in zip(first, again, strict=True):
-        same = len(one) == len(other) and all(
-            np.array_equal(a, b) for a, b in zip(one, other, strict=True)
-        )
-        report.expect(
-            same, "the same seed and actions gave different episodes: runs cannot be reproduced"
-        )
-    report.expect(
-        not (first[0] and first[1] and np.array_equal(first[0][0], first[1][0])),
-        "two seeds gave the same first observation: is the seed used?",
-        "warning",
-    )
+    report.add(promises.inside(space, flat, when))
 
 
 def _flat(env: Any, obs: Any) -> np.ndarray:
     if isinstance(env.observation_space, gymnasium.spaces.Box):
-        return np.asarray(obs, dtype=np.float64).ravel()
-    return np.asarray(gymnasium.spaces.flatten(env.observation_space, obs), dtype=np.float64)
+        return np.array(obs, dtype=np.float64).ravel()
+    return np.array(gymnasium.spaces.flatten(env.observation_space, obs), dtype=np.float64)
+
+
+# ------------------------------------------------------------------------------- whole episodes
+
+
+def _same(one: Rows, other: Rows) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other, strict=False))
+
+
+def _repeats(report: _Report, first: list[Rows], again: list[Rows]) -> bool:
+    """Whether episodes repeat themselves; where patience ran out, as far as they go."""
+    lengths = report.out_of_patience or [*map(len, first)] == [*map(len, again)]
+    return bool(lengths) and all(_same(a, b) for a, b in zip(first, again, strict=True))
+
+
+def _check_seeds(report: _Report, first: list[Rows], again: list[Rows]) -> None:
+    report.say(
+        not _repeats(report, first, again),
+        "the same seed and actions gave different episodes: runs cannot be reproduced",
+        "begin reset with super().reset(seed=seed), draw only from self.np_random, and set back "
+        "all that an episode changes",
+    )
+    begun = first[0] and first[1] and np.array_equal(first[0][0], first[1][0])
+    report.say(
+        bool(begun),
+        "two seeds gave the same first observation: is the seed used?",
+        "vary the start with self.np_random, or a policy learns one start by heart",
+        "warning",
+    )
+
+
+def _check_restart(report: _Report, episodes: list[Rows]) -> None:
+    """An end that outlives `reset`: one real episode, then ends at the first step only."""
+    lengths = [len(rows) - 1 for rows in episodes]
+    report.say(
+        lengths[0] > 1 and all(length == 1 for length in lengths[1:]),
+        "after the first episode, every episode ends at its first step",
+        "let reset set back whatever makes step report an end",
+    )
+
+
+def _check_beside(report: _Report, made: list[Any], first: list[Rows], again: list[Rows]) -> None:
+    """Two environments that step in turn must each do what it does alone."""
+    broken = any(finding.severity == "error" for finding in report.findings.values())
+    if broken or report.out_of_patience or not _repeats(report, first, again):
+        return
+    one, other = ((env.observation_space, env.action_space) for env in made)
+    if report.add(promises.same_spaces(one, other, "in a second environment")):
+        return
+    quiet = _Report()
+    rngs = [np.random.default_rng(seed) for seed in SEEDS]
+    try:
+        rows = [
+            [_flat(env, _begin(quiet, env, seed))] for env, seed in zip(made, SEEDS, strict=True)
+        ]
+        going = {0, 1}
+        for step in range(_BESIDE):
+            for i in sorted(going):
+                row, _, ended = _step(quiet, made[i], _action(made[i], rngs[i], step))
+                rows[i].append(row)
+                if ended or len(rows[i]) >= len(first[i]):
+                    going.discard(i)
+    except _Stopped:
+        rows = []
+    report.say(
+        not rows or not all(_same(a, b) for a, b in zip(rows, first, strict=True)),
+        "two environments side by side disturb each other: they share what they change",
+        "keep an episode's state in self, set in reset; not in the class, a module or a default "
+        "argument",
+    )
+
+
+def _check_pace(report: _Report) -> None:
+    if not report.durations:
+        return
+    pace = float(np.mean(report.durations))
+    days = pace * _DEFAULT_STEPS / 86_400
+    report.say(
+        pace > SLOW_S,
+        f"a step takes {pace:.2g} s: a training of {_DEFAULT_STEPS:,} steps would take "
+        f"{days:.1f} days",
+        "simulate less in a step (longer physics steps, no pictures, no sleep), or train with "
+        "fewer --steps",
+        "warning",
+    )

@@ -112,6 +112,16 @@ def numbered_entries(space: gymnasium.spaces.Box, stem: str) -> tuple[Entry, ...
     )
 
 
+def choices(
+    space: gymnasium.spaces.Discrete[Any],
+) -> tuple[tuple[Entry, ...], tuple[tuple[float, ...], ...]]:
+    """A choice as one number, and the table of all that it may be."""
+    first = int(space.start)
+    last = first + int(space.n) - 1
+    table = tuple((float(number),) for number in range(first, last + 1))
+    return (Entry("choice", "1", float(first), float(last)),), table
+
+
 def _positions(model: Any) -> Iterator[Entry]:
     for i in range(model.njnt):
         name, kind = model.joint(i).name, int(model.jnt_type[i])

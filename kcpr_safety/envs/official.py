@@ -8,7 +8,11 @@ classes without the wrappers (which check, but change no number) and counts the 
 import contextlib
 import copy
 import importlib
-from collections.abc import Iterator
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import gymnasium
@@ -17,14 +21,22 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.contract import Contract, Entry
-from kcpr_safety.envs import naming
+from kcpr_safety.envs import naming, promises
 from kcpr_safety.envs.compat import safety_gymnasium
 from kcpr_safety.envs.maze import MazeEnv
 from kcpr_safety.envs.world import Outcome, World
-from kcpr_safety.errors import EnvironmentFault, UnknownNameError
+from kcpr_safety.errors import AbsentTaskError, EnvironmentFault, KcprError, UnknownNameError
 from kcpr_safety.seeds import EpisodeSeeds
 
-Step = tuple[Any, float, float, bool, bool, dict[str, Any]]
+Step = tuple[Any, Any, Any, Any, Any, Any]
+"""obs, reward, cost, terminated, truncated, info."""
+
+SLOW_S = 1.0
+"""A step longer than this is worth a warning [s]."""
+
+
+class SlowEnvironmentWarning(UserWarning):
+    """A step took so long that a training would last for days."""
 
 
 def registered_ids() -> list[str]:
@@ -47,7 +59,7 @@ def make_official(
     package = safety_gymnasium()
     if task not in registered_ids():
         raise UnknownNameError("task", task, [*registered_ids(), *card_names()])
-    with said_plainly(task):
+    with said_plainly(task, "building it"):
         env = package.make(task, render_mode=render_mode, **options)
     _choose_pictures(env, render_mode is not None if pictures is None else pictures)
     return env
@@ -59,13 +71,16 @@ def make_plain(task: str) -> tuple[Any, int]:
     if spec.entry_point is None:
         raise EnvironmentFault(f"{task} is registered without an entry point")
     point = spec.entry_point
-    creator = point if callable(point) else load_env_creator(point)
-    with said_plainly(task):
+    with said_plainly(task, "building it"):
+        creator = point if callable(point) else load_env_creator(point)
         env = creator(**copy.deepcopy(spec.kwargs))
     _choose_pictures(env, False)
     limit = spec.max_episode_steps or getattr(getattr(env, "task", None), "num_steps", None)
     if limit is None:
-        raise EnvironmentFault(f"{task} has no time limit; register it with max_episode_steps")
+        raise EnvironmentFault(
+            f"{task} has no time limit; give its registration one: "
+            "gymnasium.register(..., max_episode_steps=1000)"
+        )
     return env, min(int(limit), int(getattr(getattr(env, "task", None), "num_steps", limit)))
 
 
@@ -77,14 +92,38 @@ def find_spec(task: str) -> EnvSpec:
     safety_gymnasium()
     module, _, name = task.rpartition(":")
     if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise EnvironmentFault(f"{task}: module '{module}' cannot be imported") from error
+        _import(task, module)
     spec = gymnasium.registry.get(name)
     if spec is None or "Debug" in name:
+        if module:
+            others = {*registered_ids()}
+            theirs = [str(known) for known in gymnasium.registry if known not in others]
+            raise UnknownNameError(f"environment of module {module}", name, theirs)
         raise UnknownNameError("task", name, [*registered_ids(), *card_names()])
     return spec
+
+
+def _import(task: str, module: str) -> None:
+    """A user's module, which registers its environments; also from the current folder."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        # Last, so that a file here never takes the place of an installed package.
+        sys.path.append(here)
+    importlib.invalidate_caches()
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise EnvironmentFault(
+                f"{task}: module '{module}' needs {error.name}, which is not installed"
+            ) from error
+        raise AbsentTaskError(
+            f"{task}: module '{module}' cannot be imported; it is neither installed nor in {here}: "
+            "go to the folder that holds it, or put that into PYTHONPATH"
+        ) from error
+    except (Exception, SystemExit) as error:
+        fault = promises.raised(f"importing module '{module}'", error)
+        raise EnvironmentFault(f"{task}: {fault.told}") from error
 
 
 def drawn_spec(task: str) -> EnvSpec | None:
@@ -109,10 +148,13 @@ class OfficialWorld(World):
         made = [make_plain(card.task) for _ in range(max(num_envs, 1))]
         self._envs = [env for env, _ in made]
         first, limit = made[0]
+        refuse(card.task, promises.spaces(first))
+        self._spaces = first.observation_space, first.action_space
+        for env in self._envs[1:]:
+            self._check_spaces(card.task, env, "in a second environment")
         super().__init__(describe(card, first, limit), num_envs, episode_seeds)
-        self._box = isinstance(first.observation_space, gymnasium.spaces.Box)
-        self._shape = cast(tuple[int, ...], first.action_space.shape)
-        self._action_type = first.action_space.dtype
+        self._flat_space = gymnasium.spaces.flatten_space(first.observation_space)
+        self._warned = False
 
     def _advance(self, action: np.ndarray) -> Outcome:
         obs = np.zeros((self.num_envs, self.contract.obs_size))
@@ -121,33 +163,75 @@ class OfficialWorld(World):
         unstable = np.zeros(self.num_envs, dtype=bool)
         for i, env in enumerate(self._envs):
             before = _clock(env)
+            started = time.perf_counter()
             try:
-                step = env.step(action[i].reshape(self._shape))
-            except AssertionError:
+                step = env.step(action_for(env, action[i]))
+            except (Exception, SystemExit) as error:
                 # Its own check of the observation; where physics blew up, that is the reason.
-                if not _blew_up(env, before):
-                    raise
-                unstable[i] = True
+                if isinstance(error, AssertionError) and _blew_up(env, before):
+                    unstable[i] = True
+                    continue
+                raise self._plain(i, "step", error) from error
+            self._note_pace(time.perf_counter() - started)
+            self._refuse(i, promises.step(step))
+            row, reward, cost, terminated, truncated, _ = outcome_of(step)
+            unstable[i] = _blew_up(env, before)
+            if unstable[i]:
                 continue
-            row, reward, cost, terminated, truncated, _ = six(self.contract.task, step)
-            obs[i] = self._flat(row)
+            self._refuse(i, _of_scalars(reward, cost, terminated, truncated))
+            obs[i] = self._row(i, row, "step")
             scalars[:, i] = reward, cost
             ends[:, i] = terminated, truncated
-            unstable[i] = _blew_up(env, before)
         return Outcome(obs, scalars[0], scalars[1], ends[0], ends[1], unstable)
 
     def _reset_rows(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         rows = []
-        for i, seed in zip(indices, seeds, strict=True):
-            with said_plainly(self.contract.task):
-                obs, _ = self._envs[i].reset(seed=int(seed))
-            rows.append(self._flat(obs))
+        for i, seed in zip(indices.tolist(), seeds.tolist(), strict=True):
+            env = self._envs[i]
+            try:
+                result = env.reset(seed=seed)
+            except (Exception, SystemExit) as error:
+                raise self._plain(i, "reset", error) from error
+            self._refuse(i, promises.reset(result))
+            self._check_spaces(self.contract.task, env, "after a reset")
+            rows.append(self._row(i, result[0], "reset"))
         return np.array(rows, dtype=np.float64)
 
-    def _flat(self, obs: Any) -> Any:
-        if self._box:
-            return np.asarray(obs).ravel()
-        return gymnasium.spaces.flatten(self._envs[0].observation_space, obs)
+    def _row(self, i: int, obs: Any, when: str) -> np.ndarray:
+        """An observation as numbers of our own: environments use theirs again."""
+        space = self._spaces[0]
+        self._refuse(i, promises.form(space, obs, when))
+        if not isinstance(space, gymnasium.spaces.Box):
+            obs = gymnasium.spaces.flatten(space, obs)
+        row = np.array(obs, dtype=np.float64).ravel()
+        self._refuse(i, promises.inside(self._flat_space, row, when))
+        return row
+
+    def _check_spaces(self, task: str, env: Any, when: str) -> None:
+        if env.observation_space is not self._spaces[0] or env.action_space is not self._spaces[1]:
+            now = env.observation_space, env.action_space
+            refuse(task, promises.same_spaces(self._spaces, now, when))
+
+    def _where(self, i: int) -> str:
+        step = self.elapsed[i] + 1
+        return f"in environment {i}, episode seed {self.seeds[i]}, step {step}"
+
+    def _refuse(self, i: int, faults: Iterable[promises.Fault]) -> None:
+        refuse(self.contract.task, faults, self._where, i)
+
+    def _plain(self, i: int, what: str, error: BaseException) -> Exception:
+        return plain(self.contract.task, f"{what} {self._where(i)}", error)
+
+    def _note_pace(self, taken_s: float) -> None:
+        if taken_s > SLOW_S and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.contract.task}: a step of one environment took {taken_s:.1f} s; a hundred "
+                f"thousand such steps take {taken_s * 1e5 / 86_400:.1f} days "
+                "(kcpr-safety check says more)",
+                SlowEnvironmentWarning,
+                stacklevel=4,
+            )
 
     def close_extras(self, **_: Any) -> None:
         for env in self._envs:
@@ -172,26 +256,54 @@ def _blew_up(env: Any, before: float) -> bool:
     return data is not None and not (data.time > before and np.isfinite(data.qpos).all())
 
 
-def six(task: str, step: tuple[Any, ...]) -> Step:
-    """Safety-Gymnasium's six values of a step; Gymnasium's five with the cost in `info` will do."""
+def outcome_of(step: tuple[Any, ...]) -> Step:
+    """Safety-Gymnasium's six values of a step that `promises.step` found nothing wrong with."""
     if len(step) == 6:
-        return cast(Step, step)
-    if len(step) == 5 and "cost" in step[4]:
-        obs, reward, terminated, truncated, info = step
-        return obs, reward, float(info["cost"]), terminated, truncated, info
-    raise EnvironmentFault(
-        f"{task} reports no cost: step must return (obs, reward, cost, terminated, truncated, info)"
-        " or five values with info['cost']"
-    )
+        return step
+    obs, reward, terminated, truncated, info = step
+    return obs, reward, info["cost"], terminated, truncated, info
+
+
+def _of_scalars(
+    reward: Any, cost: Any, terminated: Any, truncated: Any
+) -> Iterator[promises.Fault]:
+    yield from promises.number("reward", reward)
+    yield from promises.number("cost", cost)
+    yield from promises.cost(cost)
+    yield from promises.ending("terminated", terminated)
+    yield from promises.ending("truncated", truncated)
+
+
+def refuse(
+    task: str,
+    faults: Iterable[promises.Fault],
+    where: Callable[[int], str] | None = None,
+    environment: int = 0,
+) -> None:
+    """Raise `EnvironmentFault` for the first of them, if there is one."""
+    for fault in faults:
+        place = f" {where(environment)}" if where else ""
+        raise EnvironmentFault(f"{task}: {fault.told}{place}; {fault.mend}")
+
+
+def action_for(env: Any, action: np.ndarray) -> Any:
+    """An action as the environment's own space has it: a number of choices, or its type and shape.
+
+    Safety-Gymnasium's own get all 64 bits, as their fast paths do.
+    """
+    space = env.action_space
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(action[0])
+    row = action.reshape(space.shape)
+    if type(env).__module__.startswith("safety_gymnasium."):
+        return row
+    return np.clip(row.astype(space.dtype), space.low, space.high)
 
 
 def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
     """The contract of an environment: what its numbers are called, bounded by and measured in."""
     task = getattr(env, "task", None)
-    if not isinstance(env.action_space, gymnasium.spaces.Box):
-        raise EnvironmentFault(
-            f"{card.task} has actions of type {type(env.action_space).__name__}; only Box is known"
-        )
+    commands = card.commands
     if task is not None and hasattr(task, "obs_info"):
         model = task.agent.engine.model
         observation = naming.sensed_entries(task.obs_info.obs_space_dict.spaces, task)
@@ -207,7 +319,10 @@ def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
     else:
         space = gymnasium.spaces.flatten_space(env.observation_space)
         observation = naming.numbered_entries(cast(gymnasium.spaces.Box, space), "obs")
-        action = naming.numbered_entries(env.action_space, "action")
+        if isinstance(env.action_space, gymnasium.spaces.Discrete):
+            action, commands = naming.choices(env.action_space)
+        else:
+            action = naming.numbered_entries(env.action_space, "action")
         period = float(getattr(env, "dt", 1.0))
     return Contract(
         task=card.task,
@@ -217,7 +332,7 @@ def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
         time_limit=time_limit,
         budget=card.budget,
         punishment=card.punishment,
-        commands=card.commands,
+        commands=commands,
     )
 
 
@@ -236,18 +351,23 @@ def _choose_pictures(env: Any, wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def said_plainly(task: str) -> Iterator[None]:
-    """Faults of this machine leave the block as one sentence."""
+def said_plainly(task: str, doing: str) -> Iterator[None]:
+    """Whatever an environment raises leaves the block as one sentence."""
     try:
         yield
-    except Exception as error:
-        fault = translated(task, error)
-        if fault is error:
-            raise
-        raise fault from error
+    except (Exception, SystemExit) as error:
+        raise plain(task, doing, error) from error
 
 
-def translated(task: str, error: Exception) -> Exception:
+def plain(task: str, doing: str, error: BaseException) -> Exception:
+    """What an environment raised, as one sentence with the line of code that it came from."""
+    fault = translated(task, error)
+    if isinstance(fault, KcprError):
+        return fault
+    return EnvironmentFault(f"{task}: {promises.raised(doing, error).told}")
+
+
+def translated(task: str, error: BaseException) -> BaseException:
     """What this machine lacks, in one sentence; any other error as it is, for that is a defect."""
     text = " ".join(str(error).split())
     if any(sign in text.lower() for sign in ("resource not found", "error opening file")):

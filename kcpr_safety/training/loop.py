@@ -113,8 +113,10 @@ class Training:
                         break
                     except (TrainingFault, NonFiniteError) as fault:
                         self._roll_back(fault, log)
-        except FileFault as fault:
-            raise FileFault(
+        except NonFiniteError:
+            raise  # says of itself where the run stands
+        except (FileFault, EnvironmentFault) as fault:
+            raise type(fault)(
                 f"{fault}; training stopped at {self.steps:,} steps, and the last checkpoint in "
                 f"{self.folder} is intact: mend that, then kcpr-safety resume {self.folder}"
             ) from fault
