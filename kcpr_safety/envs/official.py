@@ -98,7 +98,7 @@ def find_spec(task: str) -> EnvSpec:
         if module:
             others = {*registered_ids()}
             theirs = [str(known) for known in gymnasium.registry if known not in others]
-            raise UnknownNameError(f"environment of module {module}", name, theirs)
+            raise UnknownNameError("task", name, theirs)
         raise UnknownNameError("task", name, [*registered_ids(), *card_names()])
     return spec
 
