@@ -2,8 +2,8 @@
 
 A contract is made by the world that a policy was trained in, travels inside every checkpoint and
 bundle, and is all that the deployed controller and its consumers know. JSON has no infinity: an
-unbounded side is `null` there and `inf` here. A table of commands is in JSON only where there is
-one, so that contracts written before there were any are still the same bytes.
+unbounded side is `null` there and `inf` here. Commands and streams are in JSON only where there
+are any, so that contracts written before there were some are still the same bytes.
 """
 
 import json
@@ -26,6 +26,16 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """A part of the punishment that is kept apart, with its own budget."""
+
+    name: str
+    budget: float
+    """Allowed in one full episode, undiscounted."""
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Contract:
     """Everything that a controller and its robot must agree on."""
 
@@ -43,6 +53,8 @@ class Contract:
     commands: tuple[tuple[float, ...], ...] = ()
     """Discrete actions: the actuator commands (rows, actuator units) that a policy chooses among.
     Empty where any command within the bounds may be given."""
+    streams: tuple[Stream, ...] = ()
+    """Parts of the punishment with a budget each; empty where only their sum has one."""
 
     def __post_init__(self) -> None:
         if self.commands:
@@ -77,8 +89,9 @@ class Contract:
     def to_json(self) -> str:
         """The contract as one JSON object, keys sorted, floats at round-trip precision."""
         record = asdict(self)
-        if not self.commands:
-            del record["commands"]
+        for optional in ("commands", "streams"):
+            if not record[optional]:
+                del record[optional]
         for side in ("observation", "action"):
             for entry in record[side]:
                 for bound in ("low", "high"):
@@ -94,6 +107,8 @@ class Contract:
                 record[side] = tuple(_entry(item) for item in record[side])
             rows = record.setdefault("commands", ())
             record["commands"] = tuple(tuple(float(value) for value in row) for row in rows)
+            streams = record.setdefault("streams", ())
+            record["streams"] = tuple(_stream(item) for item in streams)
             if set(record) != {field.name for field in fields(cls)}:
                 raise ValueError("keys differ")
             _check(record)
@@ -121,3 +136,10 @@ def _entry(item: dict[str, Any]) -> Entry:
     low = -math.inf if item["low"] is None else float(item["low"])
     high = math.inf if item["high"] is None else float(item["high"])
     return Entry(name=str(item["name"]), unit=str(item["unit"]), low=low, high=high)
+
+
+def _stream(item: dict[str, Any]) -> Stream:
+    budget = float(item["budget"])
+    if not (math.isfinite(budget) and budget >= 0):
+        raise ValueError(f"a stream's budget is {budget}")
+    return Stream(name=str(item["name"]), budget=budget, meaning=str(item["meaning"]))

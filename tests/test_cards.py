@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kcpr_safety.cards import MOST_OVERRIDES, TaskCard, card_names, load_card
+from kcpr_safety.cards import MOST_OVERRIDES, Punish, TaskCard, card_names, load_card
+from kcpr_safety.contract import Stream
 from kcpr_safety.errors import CardError, UnknownNameError
 
 GOOD = """
@@ -18,6 +19,18 @@ OVERRIDE = """
 [overrides.{name}]
 value = {value}
 reason = "because"
+"""
+
+
+BOTH = """
+[[punish]]
+term = "tilt"
+threshold = 30
+body = "torso"
+stream = "a"
+[streams.a]
+budget = 1
+meaning = "m"
 """
 
 
@@ -72,6 +85,20 @@ def test_the_hash_is_of_the_bytes(tmp_path: Path) -> None:
         (GOOD + '[overrides.gamma]\nreason = "so"\n', ["gamma", "value"]),
         (GOOD + '[overrides.gamma]\nvalue = "x"\nreason = "so"\n', ["gamma", "value", "'x'"]),
         (GOOD + '[overrides.gamma]\nvalue = nan\nreason = "so"\n', ["gamma", "finite"]),
+        (GOOD + 'environment = "Ant-v5"\n', ["'environment'", "[[punish]]"]),
+        (GOOD + "punish = []\n", ["'punish'", "[[punish]]"]),
+        (GOOD + "punish = [3]\n", ["[[punish]] 1", "'term'"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\ntreshold = 3\n', ["treshold", "threshold"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\nthreshold = -1\n', ["threshold", "at least 0"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\nweight = nan\n', ["weight", "finite"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\nform = "log"\n', ["form", "'log'", "share"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\nbodies = [3]\n', ["bodies", "names"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\nlow = ["a"]\n', ["low", "'a'"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\nstream = "a"\n', ["[streams.a]", "budget"]),
+        (GOOD + '[[punish]]\nterm = "tilt"\n[streams.a]\nbudget = 1\n', ["without 'stream'"]),
+        (GOOD + BOTH.replace("budget = 1", "budget = -1"), ["[streams.a]", "at least 0"]),
+        (GOOD + BOTH.replace("budget = 1", ""), ["[streams.a]", "'budget'"]),
+        (GOOD + BOTH + '[streams.b]\nbudget = 1\nmeaning = "m"\n', ["stream 'b'"]),
         ("this is = not toml =", ["not TOML"]),
     ],
 )
@@ -94,6 +121,18 @@ def test_three_overrides_are_allowed_and_four_are_not(tmp_path: Path) -> None:
     assert len(card.overrides) == MOST_OVERRIDES
     with pytest.raises(CardError, match="at most 3"):
         load_card(written(tmp_path, GOOD + "".join(tables)))
+
+
+def test_a_declared_punishment(tmp_path: Path) -> None:
+    card = load_card(written(tmp_path, GOOD + BOTH))
+    assert card.environment == card.task
+    row = Punish("tilt", 30.0, bodies=("torso",), stream="a")
+    assert card.punish == (row,)
+    assert card.streams == (Stream("a", 1.0, "m"),)
+    plain = BOTH.partition("stream")[0]
+    other = 'environment = "m:Ant-v5"\noptions = { a = 1 }\n'
+    card = load_card(written(tmp_path, GOOD + other + plain))
+    assert (card.environment, card.options, card.streams) == ("m:Ant-v5", {"a": 1}, ())
 
 
 def test_missing_files_and_names() -> None:

@@ -16,9 +16,12 @@ class Tasks:
     examples: ClassVar[str] = """
   kcpr-safety tasks            those with a card: described, tested, with tuned numbers
   kcpr-safety tasks --all      every registered Safety-Gymnasium id (the rest train with defaults)
+  kcpr-safety tasks --terms    what a card can punish by declaration ([[punish]])
 """
     all: bool = False
     """Also those without a task card."""
+    terms: bool = False
+    """List the terms of punishment instead."""
     json: bool = False
     """One JSON object on stdout, nothing else."""
 
@@ -26,6 +29,11 @@ class Tasks:
         from kcpr_safety import envs
         from kcpr_safety.cards import load_card
 
+        if self.terms:
+            from kcpr_safety.envs.terms import TERMS
+
+            listed = [{"term": name, **dataclasses.asdict(term)} for name, term in TERMS.items()]
+            return {"terms": listed}, 0
         rows = []
         for row in envs.registered_tasks():
             if row.has_card or self.all:
@@ -35,6 +43,16 @@ class Tasks:
         return {"tasks": rows}, 0
 
     def show(self, record: dict[str, Any]) -> None:
+        if self.terms:
+            columns = ("term", "punished is that", "threshold in", "rule", "takes (*: needs)")
+            rows = []
+            for row in record["terms"]:
+                takes = (f"{key}*" if key in row["needs"] else key for key in row["takes"])
+                rows.append(
+                    (row["term"], row["meaning"], row["unit"], row["rule"], ", ".join(takes))
+                )
+            show.table("terms", columns, rows)
+            return
         show.table(
             "tasks",
             ("task", "what it is", "budget", "simulator path"),

@@ -88,6 +88,13 @@ def result_rows(record: dict[str, Any]) -> list[tuple[str, object]]:
         ("budget", record["budget"]),
         ("episodes over budget", None if share is None else f"{share:.0%}"),
         *((words, f"{record[key]:.0%}") for words, key in told.items() if key in record),
+        *(
+            (
+                f"punishment: {part['name']}",
+                f"{text(part['punishment_mean'])} of {part['budget']:g}",
+            )
+            for part in record.get("streams", ())
+        ),
         ("time [s]", record["wall_s"]),
         ("kept in", record["path"]),
     ]

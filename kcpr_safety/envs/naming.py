@@ -33,6 +33,19 @@ _FREE, _BALL, _SLIDE = (
 )
 _INERTIA = ("xx", "yy", "zz", "xy", "xz", "yz")
 _XYZ = ("x", "y", "z")
+_INERTIA_PARTS = (
+    *((f"inertia_{k}", "kg m^2") for k in _INERTIA),
+    *((f"moment_{k}", "kg m") for k in _XYZ),
+    ("mass", "kg"),
+)
+_RATE_PARTS = (
+    *((f"rotation_rate_{k}", "rad/s") for k in _XYZ),
+    *((f"linear_rate_{k}", "m/s") for k in _XYZ),
+)
+_CONTACT_PARTS = (
+    *((f"contact_torque_{k}", "N m") for k in _XYZ),
+    *((f"contact_force_{k}", "N") for k in _XYZ),
+)
 _WXYZ = ("w", "x", "y", "z")
 
 
@@ -71,19 +84,12 @@ def state_entries(model: Any, skipped_positions: int, forces: bool) -> tuple[Ent
     entries = positions + list(_velocities(model))
     if forces:
         bodies = [model.body(i).name for i in range(model.nbody)]
-        for body in bodies:
-            entries += [Entry(f"{body}_inertia_{k}", "kg m^2") for k in _INERTIA]
-            entries += [Entry(f"{body}_moment_{k}", "kg m") for k in _XYZ]
-            entries.append(Entry(f"{body}_mass", "kg"))
-        for body in bodies:
-            entries += [Entry(f"{body}_rotation_rate_{k}", "rad/s") for k in _XYZ]
-            entries += [Entry(f"{body}_linear_rate_{k}", "m/s") for k in _XYZ]
+        entries += _of_bodies(bodies, _INERTIA_PARTS)
+        entries += _of_bodies(bodies, _RATE_PARTS)
         for entry in _velocities(model):
             unit = "N" if entry.unit == "m/s" else "N m"
             entries.append(Entry(f"actuation_{entry.name}", unit))
-        for body in bodies:
-            entries += [Entry(f"{body}_contact_torque_{k}", "N m") for k in _XYZ]
-            entries += [Entry(f"{body}_contact_force_{k}", "N") for k in _XYZ]
+        entries += _of_bodies(bodies, _CONTACT_PARTS)
     return tuple(entries)
 
 
@@ -100,6 +106,45 @@ def action_entries(model: Any) -> tuple[Entry, ...]:
         holds_position = servo and bool(model.actuator_biasprm[i, 1])
         unit = "rad" if holds_position else "rad/s" if servo else "1"
         entries.append(Entry(named, unit, low, high))
+    return tuple(entries)
+
+
+_STRUCTURE = {"qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext"}
+
+
+def is_structured(parts: dict[str, int]) -> bool:
+    """Does an environment say what its observation is made of, in parts that are known here?"""
+    return {name for name, size in parts.items() if size} - {"skipped_qpos"} <= _STRUCTURE
+
+
+def structured_entries(model: Any, parts: dict[str, int]) -> tuple[Entry, ...]:
+    """Entries of one of Gymnasium's own bodies (their version 5): positions, velocities, forces.
+
+    `parts` is its `observation_structure`: how many numbers of each of MuJoCo's arrays.
+    """
+    bodies = [model.body(i).name or f"body_{i:02d}" for i in range(1, model.nbody)]
+    rates = list(_velocities(model))
+    forces = [Entry(f"actuation_{e.name}", "N" if e.unit == "m/s" else "N m") for e in rates]
+    entries = list(_positions(model))[parts["skipped_qpos"] :]
+    entries += rates
+    entries += _of_bodies(bodies, _INERTIA_PARTS) if parts.get("cinert") else []
+    entries += _of_bodies(bodies, _RATE_PARTS) if parts.get("cvel") else []
+    entries += forces[6:] if parts.get("qfrc_actuator") else []
+    entries += _of_bodies(bodies, _CONTACT_PARTS) if parts.get("cfrc_ext") else []
+    return tuple(entries)
+
+
+def _of_bodies(bodies: list[str], parts: tuple[tuple[str, str], ...]) -> list[Entry]:
+    return [Entry(f"{body}_{part}", unit) for body in bodies for part, unit in parts]
+
+
+def keyed_entries(space: Any) -> tuple[Entry, ...]:
+    """Entries of a dictionary of spaces, as Gymnasium flattens it: `desired_goal_0`, `observation_00`, ..."""
+    entries: list[Entry] = []
+    for name, part in space.spaces.items():
+        flat = gymnasium.spaces.flatten_space(part)
+        if isinstance(flat, gymnasium.spaces.Box):  # `promises.spaces` says so where it is none
+            entries += numbered_entries(flat, str(name))
     return tuple(entries)
 
 

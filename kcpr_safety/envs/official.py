@@ -7,6 +7,7 @@ classes without the wrappers (which check, but change no number) and counts the 
 
 import contextlib
 import copy
+import functools
 import importlib
 import os
 import sys
@@ -23,7 +24,7 @@ from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs import naming, promises
 from kcpr_safety.envs.compat import safety_gymnasium
-from kcpr_safety.envs.maze import MazeEnv
+from kcpr_safety.envs.declared import DeclaredEnv
 from kcpr_safety.envs.world import Outcome, World
 from kcpr_safety.errors import AbsentTaskError, EnvironmentFault, KcprError, UnknownNameError
 from kcpr_safety.seeds import EpisodeSeeds
@@ -55,7 +56,8 @@ def make_official(
     """
     own = drawn_spec(task)
     if own is not None:
-        return MazeEnv(**own.kwargs, render_mode=render_mode, **options)
+        with said_plainly(task, "building it"):
+            return _creator(own)(**own.kwargs, render_mode=render_mode, **options)
     package = safety_gymnasium()
     if task not in registered_ids():
         raise UnknownNameError("task", task, [*registered_ids(), *card_names()])
@@ -68,12 +70,8 @@ def make_official(
 def make_plain(task: str) -> tuple[Any, int]:
     """An environment without wrappers, and its time limit; `module:Id-v0` imports the module."""
     spec = find_spec(task)
-    if spec.entry_point is None:
-        raise EnvironmentFault(f"{task} is registered without an entry point")
-    point = spec.entry_point
     with said_plainly(task, "building it"):
-        creator = point if callable(point) else load_env_creator(point)
-        env = creator(**copy.deepcopy(spec.kwargs))
+        env = _creator(spec)(**copy.deepcopy(spec.kwargs))
     _choose_pictures(env, False)
     limit = spec.max_episode_steps or getattr(getattr(env, "task", None), "num_steps", None)
     if limit is None:
@@ -84,11 +82,22 @@ def make_plain(task: str) -> tuple[Any, int]:
     return env, min(int(limit), int(getattr(getattr(env, "task", None), "num_steps", limit)))
 
 
+def _creator(spec: EnvSpec) -> Callable[..., Any]:
+    """What builds the environment of a registration."""
+    point = spec.entry_point
+    if point is None:
+        raise EnvironmentFault(f"{spec.id} is registered without an entry point")
+    return point if callable(point) else load_env_creator(point)
+
+
 def find_spec(task: str) -> EnvSpec:
-    """The registration of an id; names near it where there is none."""
+    """The registration of an id, or what stands for one; names near it where there is none."""
     own = drawn_spec(task)
-    if own is not None:
-        return own
+    return registered_spec(task) if own is None else own
+
+
+def registered_spec(task: str) -> EnvSpec:
+    """What is registered under an id, whatever a card makes of it."""
     safety_gymnasium()
     module, _, name = task.rpartition(":")
     if module:
@@ -111,7 +120,8 @@ def _import(task: str, module: str) -> None:
         sys.path.append(here)
     importlib.invalidate_caches()
     try:
-        importlib.import_module(module)
+        with _quiet_robotics(module):
+            importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise EnvironmentFault(
@@ -126,9 +136,33 @@ def _import(task: str, module: str) -> None:
         raise EnvironmentFault(f"{task}: {fault.told}") from error
 
 
+@contextlib.contextmanager
+def _quiet_robotics(module: str) -> Iterator[None]:
+    """Without the one notice that gymnasium-robotics prints when imported, about Adroit's rewards."""
+    notices: dict[str, Any] = {}
+    if module.partition(".")[0] == "gymnasium_robotics":
+        with contextlib.suppress(ModuleNotFoundError):
+            notices = importlib.import_module("farama_notifications").notifications
+    kept = notices.pop("gymnasium_robotics", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            notices["gymnasium_robotics"] = kept
+
+
 def drawn_spec(task: str) -> EnvSpec | None:
-    """What stands for a registration where the world is drawn in the task's card."""
+    """What stands for a registration where the task is made from its card."""
     card = load_card(task) if task in card_names() else None
+    if card is not None and card.punish:
+        spec = registered_spec(card.environment)
+        make = functools.partial(_creator(spec), **spec.kwargs)
+        return EnvSpec(
+            task,
+            entry_point="kcpr_safety.envs.declared:DeclaredEnv",
+            max_episode_steps=spec.max_episode_steps,
+            kwargs={"card": card, "make": make},
+        )
     if card is None or card.maze is None:
         return None
     kwargs = {"card": card, "maze": card.maze}
@@ -316,6 +350,9 @@ def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
         observation = naming.state_entries(model, skipped, forces)
         period = env.dt
         action = naming.action_entries(model)
+    elif isinstance(env, DeclaredEnv):
+        observation, action = env.entries()
+        period = env.dt
     else:
         space = gymnasium.spaces.flatten_space(env.observation_space)
         observation = naming.numbered_entries(cast(gymnasium.spaces.Box, space), "obs")
@@ -333,6 +370,7 @@ def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
         budget=card.budget,
         punishment=card.punishment,
         commands=commands,
+        streams=card.streams,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.envs import gridworld, navigation, velocity
 from kcpr_safety.envs.crew import default_threads
+from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.maze import MazeWorld
 from kcpr_safety.envs.official import OfficialWorld, find_spec, registered_ids
 from kcpr_safety.envs.world import World
@@ -57,6 +58,8 @@ def make_world(
         return gridworld.GridWorld(gridworld.TASKS[card.task], num_envs, episode_seeds, card)
     if threads is None:
         threads = default_threads(num_envs)
+    if card.punish:
+        return DeclaredWorld(card, num_envs, episode_seeds)
     if card.maze is not None:
         return MazeWorld(card, card.maze, num_envs, episode_seeds, threads)
     body = velocity.body_of(card.task)
@@ -68,15 +71,18 @@ def make_world(
 
 
 def registered_tasks() -> list[TaskRow]:
-    """Every task of Safety-Gymnasium, with the path that it takes here, every maze and grid."""
+    """Every task of Safety-Gymnasium, with the path that it takes here, mazes, grids, cards."""
     cards = card_names()
-    mazes = [task for task in cards if load_card(task).maze is not None]
+    loaded = {task: load_card(task) for task in cards}
+    mazes = [task for task, card in loaded.items() if card.maze is not None]
+    bodies = [task for task, card in loaded.items() if card.punish]
     grids = [
         TaskRow(task, gridworld.FAMILY, False, gridworld.FAMILY, grid.states, 2)
         for task, grid in gridworld.TASKS.items()
     ]
     return [
         *(TaskRow(task, "maze", True, MazeWorld.path) for task in mazes),
+        *(TaskRow(task, "declared", True, DeclaredWorld.path) for task in bodies),
         *(TaskRow(task, family(task), task in cards, path(task)) for task in registered_ids()),
         *grids,
     ]

@@ -48,6 +48,8 @@ class Outcome:
     """Where the simulation blew up, if anywhere; the other rows there mean nothing."""
     collision: Flags | None = None
     """Who is in contact with what must not be touched, where the world knows."""
+    streams: Float[np.ndarray, "envs streams"] | None = None
+    """Parts of the punishment, in the contract's order, where it has any."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,9 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         infos = {"punishment": punishment, "final_obs": obs, "_final_obs": done}
         if outcome.collision is not None:
             infos["collision"] = outcome.collision
+        if outcome.streams is not None:
+            lost = outcome.unstable is not None and outcome.unstable[:, None]
+            infos["streams"] = np.where(lost, 0.0, outcome.streams)
         if done.any():
             ended = np.flatnonzero(done)
             obs = obs.copy()

@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from kcpr_safety.agents.continuous import Learner
 from kcpr_safety.agents.settings import settings_from
 from kcpr_safety.agents.snapshots import warm_start
 from kcpr_safety.agents.task import Task
+from kcpr_safety.contract import Contract
 from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.envs import World
 from kcpr_safety.errors import FileFault, SettingsError
@@ -61,6 +62,8 @@ class Episodes:
     """Which of them ended before their time."""
     collisions: tuple[int, ...] | None
     """Steps in contact with what must not be touched; None where the world does not tell."""
+    streams: tuple[tuple[float, ...], ...]
+    """Parts of each episode's punishment, in the contract's order; empty rows where it has none."""
     predicted: float
     """Mean Q_C, in units of discounted punishment; NaN where no step qualified."""
     realised: float
@@ -84,6 +87,7 @@ class Trace:
     rewards: list[float]
     punishments: list[float]
     collisions: int | None = None
+    streams: list[np.ndarray] = field(default_factory=list)
     terminated: bool = False
     done: bool = False
 
@@ -138,6 +142,7 @@ def rollout(
         lengths=tuple(len(trace.rewards) for trace in traces),
         terminated=tuple(trace.terminated for trace in traces),
         collisions=_whole(trace.collisions for trace in traces),
+        streams=tuple(tuple(map(math.fsum, zip(*trace.streams, strict=True))) for trace in traces),
         predicted=predicted,
         realised=realised,
     )
@@ -171,6 +176,8 @@ def collect(
                     trace.punishments.append(float(infos["punishment"][i]))
                     if "collision" in infos:
                         trace.collisions = (trace.collisions or 0) + int(infos["collision"][i])
+                    if "streams" in infos:
+                        trace.streams.append(infos["streams"][i])
                     trace.terminated = bool(terminated[i])
                     trace.done = bool(terminated[i] or truncated[i])
             if on_step:
@@ -253,6 +260,8 @@ def evaluate_policy(
     if done.collisions is not None:
         share = sum(count > 0 for count in done.collisions) / episodes
         told |= {"collision_share": share, "collisions": list(done.collisions)}
+    if policy.contract.streams:
+        told |= {"streams": _by_stream(policy.contract, done.streams)}
     return {
         "task": policy.task,
         "agent": policy.agent,
@@ -275,6 +284,20 @@ def evaluate_policy(
         "lengths": list(done.lengths),
         **told,
     }
+
+
+def _by_stream(contract: Contract, episodes: tuple[tuple[float, ...], ...]) -> list[dict[str, Any]]:
+    """What each part of the punishment came to, beside its own budget."""
+    return [
+        {
+            "name": stream.name,
+            "budget": stream.budget,
+            "punishment_mean": float(np.mean(sums)),
+            "over_budget_share": over_budget(sums, stream.budget) / len(sums),
+            "punishments": list(sums),
+        }
+        for stream, sums in zip(contract.streams, zip(*episodes, strict=True), strict=True)
+    ]
 
 
 def _steps_trained(place: Path, policy: PolicyFile) -> int:

@@ -1,0 +1,185 @@
+"""Do environments with a declared punishment step as their authors wrote them, and charge rightly?"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from test_envs_rewind import comes_back
+from toys import Sprint
+
+from kcpr_safety import envs
+from kcpr_safety.cards import TaskCard, card_names, load_card
+from kcpr_safety.contract import Contract, Stream
+from kcpr_safety.envs.declared_world import DeclaredWorld
+from kcpr_safety.envs.official import make_official, make_plain
+from kcpr_safety.envs.world import Outcome
+from kcpr_safety.errors import EnvironmentFault
+from kcpr_safety.seeds import consecutive_seeds, training_seeds
+from kcpr_safety.training.evaluation import rollout
+
+DECLARED = [task for task in card_names() if load_card(task).punish]
+CHEAP = ["HalfCheetah-v5", "Hopper-v5", "FetchReachDense-v4", "PointMaze_UMazeDense-v3"]
+
+
+def world(card: TaskCard, num_envs: int) -> Any:
+    return envs.make_world(card, num_envs, episode_seeds=training_seeds(3))
+
+
+def commands(made: Any, steps: int, num_envs: int) -> np.ndarray:
+    space = made.single_action_space
+    rng = np.random.default_rng(1)
+    drawn: np.ndarray = rng.uniform(space.low, space.high, (steps, num_envs, len(space.low)))
+    return drawn
+
+
+@pytest.mark.parametrize("task", CHEAP)
+def test_a_world_gives_what_its_environments_give_one_by_one(task: str) -> None:
+    side_by_side = world(envs.resolve(task), 3)
+    assert isinstance(side_by_side, DeclaredWorld)
+    assert [row.path for row in envs.registered_tasks() if row.task == task] == ["declared"]
+    obs, _ = side_by_side.reset()
+    alone = [make_plain(task)[0] for _ in range(3)]
+    for env, row, seed in zip(alone, obs, side_by_side.seeds, strict=True):
+        assert np.array_equal(env.reset(seed=int(seed))[0], row)
+    charged = 0.0
+    for action in commands(side_by_side, 40, 3):
+        _, reward, terminated, truncated, infos = side_by_side.step(action)
+        for i, env in enumerate(alone):
+            row, r, cost, ended, _, _ = env.step(action[i])
+            assert (r, cost, ended) == (reward[i], infos["punishment"][i], terminated[i])
+            assert np.array_equal(row, infos["final_obs"][i])
+            charged += cost
+        if (terminated | truncated).any():
+            break
+    side_by_side.close()
+    for env in alone:
+        env.close()
+
+
+def test_the_bare_environment_is_untouched() -> None:
+    ours, _ = make_plain("HalfCheetah-v5")
+    theirs = gymnasium.make("HalfCheetah-v5").unwrapped
+    assert np.array_equal(ours.reset(seed=5)[0], theirs.reset(seed=5)[0])
+    for action in np.random.default_rng(0).uniform(-1, 1, (20, 6)).astype(np.float32):
+        obs, reward, *_ = ours.step(action)
+        expected, paid, *_ = theirs.step(action)
+        assert np.array_equal(obs, expected)
+        assert reward == paid
+
+
+@pytest.mark.parametrize("task", CHEAP)
+def test_declared_worlds_come_back_exactly(task: str) -> None:
+    comes_back(lambda: world(envs.resolve(task), 2), 55, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", DECLARED)
+def test_all_declared_worlds_come_back_exactly(task: str) -> None:
+    comes_back(lambda: world(envs.resolve(task), 2), 120, 60)
+
+
+def test_numbers_have_names() -> None:
+    contract = world(envs.resolve("Ant-v5"), 1).contract
+    names = [entry.name for entry in contract.observation]
+    assert len(names) == len(set(names)) == 105
+    assert names[:2] == ["root_position_z", "root_quaternion_w"]
+    assert names[-1].endswith("_contact_force_z")
+    assert {entry.name for entry in contract.action} >= {"hip_1", "ankle_4"}
+    contract = world(envs.resolve("Humanoid-v5"), 1).contract
+    units = {entry.name: entry.unit for entry in contract.observation}
+    assert len(units) == 348
+    assert units["torso_mass"] == "kg"
+    assert units["actuation_abdomen_z_rate"] == "N m"
+    contract = world(envs.resolve("FetchReachDense-v4"), 1).contract
+    names = [entry.name for entry in contract.observation]
+    assert names[:4] == ["achieved_goal_0", "achieved_goal_1", "achieved_goal_2", "desired_goal_0"]
+    assert contract.period_s == pytest.approx(0.04)
+
+
+def test_names_of_masses_hold_masses() -> None:
+    """The order of Humanoid's body terms, against the model itself."""
+    made = world(envs.resolve("Humanoid-v5"), 1)
+    obs, _ = made.reset()
+    model = make_plain("Humanoid-v5")[0].model
+    for column, entry in enumerate(made.contract.observation):
+        if entry.unit == "kg":
+            body = entry.name.removesuffix("_mass")
+            assert obs[0, column] == pytest.approx(model.body(body).mass[0])
+
+
+def test_options_reach_the_constructor_and_wrong_ones_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = replace(envs.resolve("Ant-v5"), options={"include_cfrc_ext_in_observation": False})
+    monkeypatch.setattr(envs.official, "load_card", lambda task: card)  # type: ignore[attr-defined]
+    assert world(card, 1).contract.obs_size == 27
+    card = replace(card, options={"include_fors": False})
+    with pytest.raises(EnvironmentFault, match="include_fors"):
+        world(card, 1)
+    card = replace(card, options={}, environment="CartPole-v1")
+    with pytest.raises(EnvironmentFault, match="no MuJoCo model"):
+        world(card, 1)
+
+
+def test_parts_of_the_punishment_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = envs.resolve("HalfCheetah-v5")
+    rows = [replace(row, stream=f"part {i}") for i, row in enumerate(plain.punish)]
+    parts = tuple(Stream(row.stream, 5.0 + i, "a part") for i, row in enumerate(rows))
+    card = replace(plain, punish=tuple(rows), streams=parts)
+    monkeypatch.setattr(envs.official, "load_card", lambda task: card)  # type: ignore[attr-defined]
+    made = world(card, 2)
+    made.reset()
+    for action in commands(made, 30, 2):
+        infos = made.step(action)[4]
+        assert infos["streams"].shape == (2, len(rows))
+        np.testing.assert_allclose(infos["streams"].sum(axis=1), infos["punishment"])
+    contract = made.contract
+    assert [part.name for part in contract.streams] == [part.name for part in parts]
+    assert Contract.from_json(contract.to_json()) == contract
+    assert "streams" not in Contract.to_json(replace(contract, streams=()))
+
+
+class Halves(Sprint):
+    """Whose punishment has two parts: a quarter and three quarters of it."""
+
+    def _advance(self, action: np.ndarray) -> Outcome:
+        outcome = super()._advance(action)
+        parts = outcome.punishment[:, None] * np.array([0.25, 0.75])
+        return replace(outcome, streams=parts)
+
+
+def test_an_evaluation_adds_each_part_up() -> None:
+    made = Halves(2, consecutive_seeds(0, 2), limit=8)
+    fast = np.array([[4.0, 0.0], [-2.0, 0.0]])
+    done = rollout(None, made, 3, act=lambda _, obs: fast)  # type: ignore[arg-type]
+    assert done.punishments == (8.0, 0.0, 8.0)
+    assert done.streams == ((2.0, 6.0), (0.0, 0.0), (2.0, 6.0))
+    plain = Sprint(2, consecutive_seeds(0, 2), limit=8)
+    done = rollout(None, plain, 2, act=lambda _, obs: fast)  # type: ignore[arg-type]
+    assert done.streams == ((), ())
+
+
+def test_robotics_is_imported_without_its_notice() -> None:
+    code = "from kcpr_safety import envs; envs.resolve('FetchReachDense-v4')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == done.stdout == ""
+
+
+def test_pictures_are_of_the_inner_environment() -> None:
+    env = make_official("Hopper-v5", render_mode="rgb_array", width=64, height=48)
+    assert env.inner.unwrapped.width == 64
+    env.close()
+
+
+def test_the_terms_are_listed() -> None:
+    command = [sys.executable, "-m", "kcpr_safety", "tasks", "--terms", "--json"]
+    listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["terms"]
+    assert {"term": "tilt", "unit": "deg"}.items() <= next(
+        row for row in listed if row["term"] == "tilt"
+    ).items()
+    assert len(listed) == 12
