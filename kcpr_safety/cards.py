@@ -38,13 +38,13 @@ What a card does not say holds as the agents have it; that is why overrides are 
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kcpr_safety.contract import Stream
 from kcpr_safety.errors import CardError, FileFault, UnknownNameError
 from kcpr_safety.files import read_limited
+from kcpr_safety.punishments import Punish, Stream, declared
 from kcpr_safety.texts import toml_table
 
 MOST_OVERRIDES = 3
@@ -80,26 +80,6 @@ class Maze:
     drawing: str
     time_limit: int
     """Steps of a full episode."""
-
-
-@dataclass(frozen=True)
-class Punish:
-    """One term of a declared punishment; what it measures is in `envs.terms`."""
-
-    term: str
-    threshold: float = 0.0
-    """In the term's unit; 0 where it has none."""
-    weight: float = 1.0
-    form: str = "share"
-    """How much too much, as a share; or 1 in each "step" beyond the threshold."""
-    stream: str = ""
-    """With which others it is added up apart."""
-    bodies: tuple[str, ...] = ()
-    geoms: tuple[str, ...] = ()
-    joints: tuple[str, ...] = ()
-    actuators: tuple[str, ...] = ()
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,7 +156,7 @@ def _read(path: Path) -> TaskCard:
         success=record.get("success", TaskCard.success),
         commands=_commands(path, record.get("commands", [])),
         maze=_maze(path, record["maze"]) if "maze" in record else None,
-        **_declared(path, record),
+        **declared(f"task card {path}", record),
         overrides=overrides,
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -222,94 +202,6 @@ def _maze(path: Path, item: dict[str, Any]) -> Maze:
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         raise CardError(f"task card {path}: 'time_limit' must be a whole number of steps >= 1")
     return Maze(drawing, limit)
-
-
-def _declared(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """What is said about a punishment by declaration; nothing, where there is none."""
-    rows = record.get("punish", [])
-    if not rows:
-        for key in ("environment", "options", "streams", "punish"):
-            if key in record:
-                raise CardError(f"task card {path}: '{key}' needs a [[punish]]")
-        return {}
-    punish = tuple(_punish(path, i, row) for i, row in enumerate(rows, 1))
-    names = tuple(dict.fromkeys(row.stream for row in punish))
-    return {
-        "environment": record.get("environment") or record["task"],
-        "options": record.get("options", {}),
-        "punish": punish,
-        "streams": _streams(path, names, record.get("streams", {})),
-    }
-
-
-def _punish(path: Path, number: int, item: object) -> Punish:
-    """Only what is written; `envs.punishing` says whether term and names exist."""
-    where = f"task card {path}: [[punish]] {number}"
-    if not isinstance(item, dict) or not isinstance(item.get("term"), str):
-        raise CardError(f"{where} must be a table with a 'term' (kcpr-safety tasks --terms)")
-    row = dict(item)
-    if "body" in row:
-        row["bodies"] = row.pop("body")
-    kinds = {field.name: field for field in fields(Punish)}
-    for key, value in row.items():
-        if key not in kinds:
-            raise CardError(f"{where} has an unknown key '{key}'; known keys: {', '.join(kinds)}")
-        if key in ("threshold", "weight"):
-            row[key] = _non_negative(where, key, value)
-        elif key in ("low", "high"):
-            row[key] = tuple(_finite(where, key, x) for x in _listed(value))
-        elif key in ("bodies", "geoms", "joints", "actuators"):
-            row[key] = tuple(_listed(value))
-            if not row[key] or not all(isinstance(name, str) and name for name in row[key]):
-                raise CardError(f"{where}: '{key}' must be names, not {value!r}")
-        elif not isinstance(value, str):
-            raise CardError(f"{where}: '{key}' must be text, not {value!r}")
-    if row.get("form", "share") not in ("share", "step"):
-        raise CardError(f"{where}: 'form' must be share or step, not {row['form']!r}")
-    return Punish(**row)
-
-
-def _streams(path: Path, names: tuple[str, ...], tables: dict[str, Any]) -> tuple[Stream, ...]:
-    """One for each name that terms give, with its budget."""
-    if names == ("",) and not tables:
-        return ()
-    odd = sorted({*names} ^ {*tables})
-    if odd:
-        lacks = odd[0] in names
-        raise CardError(
-            f"task card {path}: a [[punish]] without 'stream' stands beside others that name one"
-            if odd[0] == ""
-            else f"task card {path}: stream '{odd[0]}' needs a [streams.{odd[0]}] with its budget"
-            if lacks
-            else f"task card {path}: no [[punish]] belongs to stream '{odd[0]}'"
-        )
-    streams = []
-    for name in names:
-        where, table = f"task card {path}: [streams.{name}]", tables[name]
-        if not isinstance(table, dict) or set(table) != {"budget", "meaning"}:
-            raise CardError(f"{where} must have a 'budget' and a 'meaning' only")
-        if not isinstance(table["meaning"], str) or not table["meaning"].strip():
-            raise CardError(f"{where}: 'meaning' must be text")
-        budget = _non_negative(where, "budget", table["budget"])
-        streams.append(Stream(name, budget, table["meaning"]))
-    return tuple(streams)
-
-
-def _listed(value: object) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _finite(where: str, key: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise CardError(f"{where}: '{key}' must be a finite number, not {value!r}")
-    return float(value)
-
-
-def _non_negative(where: str, key: str, value: object) -> float:
-    number = _finite(where, key, value)
-    if number < 0:
-        raise CardError(f"{where}: '{key}' must be at least 0, not {value!r}")
-    return number
 
 
 def _override(path: Path, name: str, item: object) -> Override:

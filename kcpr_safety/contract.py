@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from kcpr_safety.errors import FileFault, SettingsError
+from kcpr_safety.punishments import Stream
 from kcpr_safety.texts import json_object
 
 
@@ -23,16 +24,6 @@ class Entry:
     unit: str
     low: float = -math.inf
     high: float = math.inf
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A part of the punishment that is kept apart, with its own budget."""
-
-    name: str
-    budget: float
-    """Allowed in one full episode, undiscounted."""
-    meaning: str
 
 
 @dataclass(frozen=True)

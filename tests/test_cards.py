@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kcpr_safety.cards import MOST_OVERRIDES, Punish, TaskCard, card_names, load_card
-from kcpr_safety.contract import Stream
+from kcpr_safety.cards import MOST_OVERRIDES, TaskCard, card_names, load_card
 from kcpr_safety.errors import CardError, UnknownNameError
+from kcpr_safety.punishments import Punish, Stream
 
 GOOD = """
 task = "SafetyPointGoal1-v0"

@@ -1,4 +1,4 @@
-"""Do environments with a declared punishment step as their authors wrote them, and charge rightly?"""
+"""Do environments with a declared punishment step as before, and charge what the card says?"""
 
 import json
 import subprocess
@@ -14,11 +14,12 @@ from toys import Sprint
 
 from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard, card_names, load_card
-from kcpr_safety.contract import Contract, Stream
+from kcpr_safety.contract import Contract
 from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.official import make_official, make_plain
 from kcpr_safety.envs.world import Outcome
 from kcpr_safety.errors import EnvironmentFault
+from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import consecutive_seeds, training_seeds
 from kcpr_safety.training.evaluation import rollout
 

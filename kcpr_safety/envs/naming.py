@@ -139,7 +139,7 @@ def _of_bodies(bodies: list[str], parts: tuple[tuple[str, str], ...]) -> list[En
 
 
 def keyed_entries(space: Any) -> tuple[Entry, ...]:
-    """Entries of a dictionary of spaces, as Gymnasium flattens it: `desired_goal_0`, `observation_00`, ..."""
+    """Entries of a dictionary of spaces, as Gymnasium flattens it: `desired_goal_0`, ..."""
     entries: list[Entry] = []
     for name, part in space.spaces.items():
         flat = gymnasium.spaces.flatten_space(part)

@@ -138,7 +138,7 @@ def _import(task: str, module: str) -> None:
 
 @contextlib.contextmanager
 def _quiet_robotics(module: str) -> Iterator[None]:
-    """Without the one notice that gymnasium-robotics prints when imported, about Adroit's rewards."""
+    """Without the one notice that gymnasium-robotics prints at import, about Adroit's rewards."""
     notices: dict[str, Any] = {}
     if module.partition(".")[0] == "gymnasium_robotics":
         with contextlib.suppress(ModuleNotFoundError):

@@ -19,9 +19,9 @@ import mujoco
 import numpy as np
 from jaxtyping import Float
 
-from kcpr_safety.cards import Punish
 from kcpr_safety.envs import terms
 from kcpr_safety.errors import CardError, UnknownNameError
+from kcpr_safety.punishments import Punish
 
 Array = np.ndarray
 _SIMPLE = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
@@ -176,7 +176,7 @@ def _joint_position(model: Any, row: Punish, where: str) -> Measure:
             raise CardError(
                 f"{where}: 'low' needs 1 number, or one for each of {len(joints)} joints"
             )
-        low, high = (np.broadcast_to(np.array(x), joints.shape) for x in (row.low, row.high))
+        low, high = np.zeros((2, len(joints))) + np.array([row.low, row.high])
     else:
         limited = model.jnt_limited[joints].astype(bool)
         if row.joints and not limited.all():
@@ -265,7 +265,7 @@ def _region(model: Any, row: Punish, where: str) -> Measure:
     if len(row.low) != 3:
         raise CardError(f"{where}: 'low' and 'high' must each be x, y and z [m]")
     bodies = _numbers(model, row, "bodies", where)
-    low, high = np.array(row.low), np.array(row.high)
+    low, high = np.array(row.low, dtype=np.float64), np.array(row.high, dtype=np.float64)
     return lambda scene: terms.outside(scene.of("xpos")[:, bodies], low, high)
 
 
