@@ -19,8 +19,14 @@ PACKAGE = ROOT / "kcpr_safety"
 NOTHING_BUT = {
     "errors": set(),
     "texts": set(),
-    "contract": {"kcpr_safety.errors", "kcpr_safety.texts"},
-    "cards": {"kcpr_safety.errors", "kcpr_safety.files", "kcpr_safety.texts"},
+    "punishments": {"kcpr_safety.errors"},
+    "contract": {"kcpr_safety.errors", "kcpr_safety.texts", "kcpr_safety.punishments"},
+    "cards": {
+        "kcpr_safety.errors",
+        "kcpr_safety.files",
+        "kcpr_safety.texts",
+        "kcpr_safety.punishments",
+    },
     "seeds": {"kcpr_safety.errors", "numpy"},
     "stats": {"kcpr_safety.stats", "jaxtyping", "numpy"},
     "files": {"kcpr_safety.errors"},

@@ -9,12 +9,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from fakes import fake_policy
 from test_envs_rewind import comes_back
 from toys import Sprint
 
 from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.contract import Contract
+from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.official import make_official, make_plain
 from kcpr_safety.envs.world import Outcome
@@ -156,12 +158,14 @@ class Halves(Sprint):
 
 def test_an_evaluation_adds_each_part_up() -> None:
     made = Halves(2, consecutive_seeds(0, 2), limit=8)
+    policy = fake_policy(contract=made.contract)
+    controller = controller_from_tensors(policy.tensors, policy.contract)
     fast = np.array([[4.0, 0.0], [-2.0, 0.0]])
-    done = rollout(None, made, 3, act=lambda _, obs: fast)  # type: ignore[arg-type]
+    done = rollout(controller, made, 3, act=lambda _, obs: fast)
     assert done.punishments == (8.0, 0.0, 8.0)
     assert done.streams == ((2.0, 6.0), (0.0, 0.0), (2.0, 6.0))
     plain = Sprint(2, consecutive_seeds(0, 2), limit=8)
-    done = rollout(None, plain, 2, act=lambda _, obs: fast)  # type: ignore[arg-type]
+    done = rollout(controller, plain, 2, act=lambda _, obs: fast)
     assert done.streams == ((), ())
 
 
