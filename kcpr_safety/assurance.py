@@ -39,7 +39,7 @@ class Assurance:
     hard_high: tuple[float, ...]
     """Beyond, an observation is answered with the safe action."""
     safe_action: tuple[float, ...]
-    """Zero command, or the bound that is nearest to it."""
+    """`Contract.rest`."""
     default_action: tuple[float, ...]
     """Where a soft start begins."""
     slew: tuple[float, ...]
@@ -92,12 +92,13 @@ class Assurance:
         sizes: tuple[int, int],
         bounds: Sequence[tuple[float, float]],
         *,
+        rest: Sequence[float],
         gamma: float,
         risk_scale: float,
     ) -> Self:
         """No ranges, thresholds and limits; `sizes` are those of observation and action."""
         obs, _ = sizes
-        safe = tuple(min(max(0.0, low), high) for low, high in bounds)
+        safe = tuple(rest)
         return cls(
             seen_low=(-math.inf,) * obs,
             seen_high=(math.inf,) * obs,

@@ -386,6 +386,7 @@ def unassured(policy: PolicyFile) -> Assurance:
     return Assurance.none(
         (contract.obs_size, contract.action_size),
         [(entry.low, entry.high) for entry in contract.action],
+        rest=contract.rest,
         gamma=gamma,
         risk_scale=1.0 if settings.get("normalise") is False else scale,
     )

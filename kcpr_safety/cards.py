@@ -28,6 +28,13 @@ A card is a TOML file in `tasks/`:
     budget = 5.0
     meaning = "..."
 
+    [quadruped]                         # a robot that walks (`envs.quadruped`)
+    robot = "go1"
+    time_limit = 1000                   # steps of an episode
+    usual_speed = 0.5                   # commanded in half of the episodes [m/s]
+    speed = [0.3, 0.7]                  # in the others, from .. to [m/s]
+    turn = [-0.3, 0.3]                  # rate of turn in half of the episodes, else 0 [rad/s]
+
     [overrides.learning_rate]           # at most three, shared by all agents
     value = 1e-3
     reason = "why this task needs it"
@@ -38,7 +45,7 @@ What a card does not say holds as the agents have it; that is why overrides are 
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +67,7 @@ _OPTIONAL: Mapping[str, type] = {
     "options": dict,
     "punish": list,
     "streams": dict,
+    "quadruped": dict,
     "overrides": dict,
 }
 _OVERRIDE_KEYS = ("value", "reason")
@@ -80,6 +88,21 @@ class Maze:
     drawing: str
     time_limit: int
     """Steps of a full episode."""
+
+
+@dataclass(frozen=True)
+class Quadruped:
+    """A walk as its card asks for it."""
+
+    robot: str
+    time_limit: int
+    """Steps of a full episode."""
+    usual_speed: float
+    """Commanded forward speed in half of the episodes [m/s]."""
+    speed: tuple[float, float]
+    """Range of it in the others [m/s]."""
+    turn: tuple[float, float]
+    """Range of the commanded rate of turn in half of the episodes; 0 in the others [rad/s]."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,8 @@ class TaskCard:
     punish: tuple[Punish, ...] = ()
     streams: tuple[Stream, ...] = ()
     """Punishments that are kept apart, as `punish` first names them; empty: only their sum is."""
+    quadruped: Quadruped | None = None
+    """Where the task is a quadruped's walk: which robot's, and what it is commanded."""
     overrides: Mapping[str, Override] = field(default_factory=dict)
     sha256: str = ""
     """Of the file's bytes; empty where there is no file."""
@@ -157,6 +182,7 @@ def _read(path: Path) -> TaskCard:
         commands=_commands(path, record.get("commands", [])),
         maze=_maze(path, record["maze"]) if "maze" in record else None,
         **declared(f"task card {path}", record),
+        quadruped=_quadruped(path, record["quadruped"]) if "quadruped" in record else None,
         overrides=overrides,
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -202,6 +228,29 @@ def _maze(path: Path, item: dict[str, Any]) -> Maze:
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         raise CardError(f"task card {path}: 'time_limit' must be a whole number of steps >= 1")
     return Maze(drawing, limit)
+
+
+def _quadruped(path: Path, item: dict[str, Any]) -> Quadruped:
+    """Only what is written; `envs.unitree` says whether there is such a robot."""
+    where = f"task card {path}: 'quadruped'"
+    if set(item) != {field.name for field in fields(Quadruped)}:
+        keys = ", ".join(field.name for field in fields(Quadruped))
+        raise CardError(f"{where} must have the keys {keys} and no others")
+    robot, limit, usual = item["robot"], item["time_limit"], item["usual_speed"]
+    if not isinstance(robot, str):
+        raise CardError(f"{where}: 'robot' must be text, not {robot!r}")
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise CardError(f"{where}: 'time_limit' must be a whole number of steps >= 1")
+    if not _is_a(usual, float) or not math.isfinite(usual):
+        raise CardError(f"{where}: 'usual_speed' must be a number, not {usual!r}")
+    ranges = {}
+    for key in ("speed", "turn"):
+        pair = item[key]
+        numbers = isinstance(pair, list) and all(_is_a(x, float) and math.isfinite(x) for x in pair)
+        if not numbers or len(pair) != 2 or pair[0] > pair[1]:
+            raise CardError(f"{where}: '{key}' must be two numbers, from and to, not {pair!r}")
+        ranges[key] = (float(pair[0]), float(pair[1]))
+    return Quadruped(robot, limit, float(usual), ranges["speed"], ranges["turn"])
 
 
 def _override(path: Path, name: str, item: object) -> Override:

@@ -2,8 +2,8 @@
 
 A contract is made by the world that a policy was trained in, travels inside every checkpoint and
 bundle, and is all that the deployed controller and its consumers know. JSON has no infinity: an
-unbounded side is `null` there and `inf` here. Commands and streams are in JSON only where there
-are any, so that contracts written before there were some are still the same bytes.
+unbounded side is `null` there and `inf` here. Commands, streams and servos are in JSON only where
+there are any, so that contracts written before there were some are still the same bytes.
 """
 
 import json
@@ -27,6 +27,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Servo:
+    """What holds an actuator's target: torque = kp (target - angle) - kd rate, limited."""
+
+    joint: str
+    kp: float  # [N m/rad]
+    kd: float  # [N m s/rad]
+    rest: float
+    """Angle in the pose that the robot rests in: where to start from, and to return to [rad]."""
+    torque: float
+    """Its limit [N m]."""
+    speed: float
+    """The joint's limit [rad/s]."""
+
+
+@dataclass(frozen=True)
 class Contract:
     """Everything that a controller and its robot must agree on."""
 
@@ -46,10 +61,21 @@ class Contract:
     Empty where any command within the bounds may be given."""
     streams: tuple[Stream, ...] = ()
     """Parts of the punishment with a budget each; empty where only their sum has one."""
+    servos: tuple[Servo, ...] = ()
+    """Where actions are targets of joints: who holds each, in the action's order; else empty."""
 
     def __post_init__(self) -> None:
         if self.commands:
             self._check_commands()
+        if self.servos:
+            self._check_servos()
+
+    @property
+    def rest(self) -> tuple[float, ...]:
+        """The safe action: the rest pose; without servos no command, or the bound next to it."""
+        if self.servos:
+            return tuple(servo.rest for servo in self.servos)
+        return tuple(min(max(0.0, entry.low), entry.high) for entry in self.action)
 
     @property
     def obs_size(self) -> int:
@@ -77,10 +103,24 @@ class Contract:
                         f"[{entry.low:g}, {entry.high:g}] {entry.unit}"
                     )
 
+    def _check_servos(self) -> None:
+        if len(self.servos) != self.action_size:
+            raise SettingsError(
+                f"{self.task} has {len(self.servos)} servos for {self.action_size} actions"
+            )
+        for servo, entry in zip(self.servos, self.action, strict=True):
+            numbers = (servo.kp, servo.kd, servo.torque, servo.speed)
+            if not all(math.isfinite(value) and value >= 0 for value in numbers):
+                raise SettingsError(f"{self.task}: a number of the servo of {servo.joint} is none")
+            if not entry.low <= servo.rest <= entry.high:
+                raise SettingsError(
+                    f"{self.task}: {servo.joint} rests at {servo.rest}, outside of its bounds"
+                )
+
     def to_json(self) -> str:
         """The contract as one JSON object, keys sorted, floats at round-trip precision."""
         record = asdict(self)
-        for optional in ("commands", "streams"):
+        for optional in ("commands", "streams", "servos"):
             if not record[optional]:
                 del record[optional]
         for side in ("observation", "action"):
@@ -100,6 +140,8 @@ class Contract:
             record["commands"] = tuple(tuple(float(value) for value in row) for row in rows)
             streams = record.setdefault("streams", ())
             record["streams"] = tuple(_stream(item) for item in streams)
+            servos = record.setdefault("servos", ())
+            record["servos"] = tuple(_servo(item) for item in servos)
             if set(record) != {field.name for field in fields(cls)}:
                 raise ValueError("keys differ")
             _check(record)
@@ -134,3 +176,8 @@ def _stream(item: dict[str, Any]) -> Stream:
     if not (math.isfinite(budget) and budget >= 0):
         raise ValueError(f"a stream's budget is {budget}")
     return Stream(name=str(item["name"]), budget=budget, meaning=str(item["meaning"]))
+
+
+def _servo(item: dict[str, Any]) -> Servo:
+    numbers = {key: float(item[key]) for key in ("kp", "kd", "rest", "torque", "speed")}
+    return Servo(joint=str(item["joint"]), **numbers)

@@ -17,7 +17,6 @@ and the time limits; the robot is `burger`.
 import math
 from typing import Any
 
-import gymnasium
 import mujoco
 import numpy as np
 from jaxtyping import Float
@@ -27,6 +26,7 @@ from kcpr_safety.contract import Contract
 from kcpr_safety.envs import burger
 from kcpr_safety.envs.crew import Crew
 from kcpr_safety.envs.maze_plan import Plan, plan_of
+from kcpr_safety.envs.solo import SoloEnv
 from kcpr_safety.envs.world import Outcome, Simulations, World
 from kcpr_safety.seeds import EpisodeSeeds, consecutive_seeds
 
@@ -154,10 +154,8 @@ class MazeWorld(World):
         self._crew.close()
 
 
-class MazeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """One robot by itself, for checks and pictures; `step` gives six values, as others do here."""
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own form)
+class MazeEnv(SoloEnv):
+    """One robot by itself, for checks and pictures."""
 
     def __init__(
         self,
@@ -167,42 +165,17 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         width: int = 320,
         height: int = 240,
     ) -> None:
-        self._world = MazeWorld(card, maze, 1, consecutive_seeds(0, 1), threads=1)
-        self.observation_space = self._world.single_observation_space
-        self.action_space = self._world.single_action_space
-        self.render_mode = render_mode
-        self._picture = (height, width)
-        self._renderer: Any = None
+        world = MazeWorld(card, maze, 1, consecutive_seeds(0, 1), threads=1)
+        super().__init__(world, render_mode, width, height)
+        self._size = world.plan.size
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        obs, _ = self._world.reset(seed=seed)
-        return obs[0], {}
-
-    def step(self, action: np.ndarray) -> Any:
-        """obs, reward, cost, terminated, truncated, info."""
-        _, reward, terminated, truncated, infos = self._world.step(np.asarray(action)[None])
-        cost = float(infos["punishment"][0])
-        ends = bool(terminated[0]), bool(truncated[0])
-        return infos["final_obs"][0], float(reward[0]), cost, *ends, {}
-
-    def render(self) -> Any:
+    def _camera(self, model: Any, data: Any) -> Any:
         """The maze from above."""
-        model, data = self._world.state(0)
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(model, *self._picture)
-        width, height = self._world.plan.size
+        width, height = self._size
         camera = mujoco.MjvCamera()
         camera.lookat[:] = width / 2, height / 2, 0.0
         camera.azimuth, camera.elevation = 90.0, -90.0
         shape = self._picture[1] / self._picture[0]
         half_view = math.tan(math.radians(model.vis.global_.fovy) / 2)
         camera.distance = 0.55 * max(height, width / shape) / half_view
-        self._renderer.update_scene(data, camera)
-        return self._renderer.render()
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-        self._world.close()
+        return camera

@@ -154,7 +154,9 @@ def _quiet_robotics(module: str) -> Iterator[None]:
 def drawn_spec(task: str) -> EnvSpec | None:
     """What stands for a registration where the task is made from its card."""
     card = load_card(task) if task in card_names() else None
-    if card is not None and card.punish:
+    if card is None:
+        return None
+    if card.punish:
         spec = registered_spec(card.environment)
         make = functools.partial(_creator(spec), **spec.kwargs)
         return EnvSpec(
@@ -163,15 +165,13 @@ def drawn_spec(task: str) -> EnvSpec | None:
             max_episode_steps=spec.max_episode_steps,
             kwargs={"card": card, "make": make},
         )
-    if card is None or card.maze is None:
-        return None
-    kwargs = {"card": card, "maze": card.maze}
-    return EnvSpec(
-        task,
-        entry_point="kcpr_safety.envs.maze:MazeEnv",
-        max_episode_steps=card.maze.time_limit,
-        kwargs=kwargs,
-    )
+    own = (("maze", "MazeEnv", card.maze), ("quadruped", "QuadrupedEnv", card.quadruped))
+    for kind, name, of in own:
+        if of is not None:
+            point = f"kcpr_safety.envs.{kind}:{name}"
+            kwargs = {"card": card, kind: of}
+            return EnvSpec(task, point, max_episode_steps=of.time_limit, kwargs=kwargs)
+    return None
 
 
 class OfficialWorld(World):

@@ -8,6 +8,7 @@ from kcpr_safety.envs.crew import default_threads
 from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.maze import MazeWorld
 from kcpr_safety.envs.official import OfficialWorld, find_spec, registered_ids
+from kcpr_safety.envs.quadruped import QuadrupedWorld
 from kcpr_safety.envs.world import World
 from kcpr_safety.seeds import EpisodeSeeds
 
@@ -62,6 +63,8 @@ def make_world(
         return DeclaredWorld(card, num_envs, episode_seeds)
     if card.maze is not None:
         return MazeWorld(card, card.maze, num_envs, episode_seeds, threads)
+    if card.quadruped is not None:
+        return QuadrupedWorld(card, card.quadruped, num_envs, episode_seeds, threads)
     body = velocity.body_of(card.task)
     if body is not None:
         return velocity.VelocityWorld(card, body, num_envs, episode_seeds, threads)
@@ -71,10 +74,11 @@ def make_world(
 
 
 def registered_tasks() -> list[TaskRow]:
-    """Every task of Safety-Gymnasium, with the path that it takes here, mazes, grids, cards."""
+    """Every task of Safety-Gymnasium, with the path that it takes here, and all of our own."""
     cards = card_names()
     loaded = {task: load_card(task) for task in cards}
     mazes = [task for task, card in loaded.items() if card.maze is not None]
+    walks = [task for task, card in loaded.items() if card.quadruped is not None]
     bodies = [task for task, card in loaded.items() if card.punish]
     grids = [
         TaskRow(task, gridworld.FAMILY, False, gridworld.FAMILY, grid.states, 2)
@@ -83,6 +87,7 @@ def registered_tasks() -> list[TaskRow]:
     return [
         *(TaskRow(task, "maze", True, MazeWorld.path) for task in mazes),
         *(TaskRow(task, "declared", True, DeclaredWorld.path) for task in bodies),
+        *(TaskRow(task, "quadruped", True, QuadrupedWorld.path) for task in walks),
         *(TaskRow(task, family(task), task in cards, path(task)) for task in registered_ids()),
         *grids,
     ]
