@@ -124,14 +124,15 @@ def train(
 ) -> Result:
     """Train a policy and keep it in a run folder (`result.path`).
 
-    `task` is a task card's name or any registered Safety-Gymnasium id; `agent` is kcpr, sac or
-    sac-lag; `budget` replaces the card's allowed punishment per episode; `init` is a run or bundle
-    to start from; `threads` is how many cores the learner may use (default 2; give 1 to each of two
-    runs side by side); `overrides` replaces numbers of the agent (`agents.settings.Settings`);
-    `progress` shows a live display on stderr; `tensorboard` also writes curves for TensorBoard, and
-    `track` names further services (wandb, mlflow). What is left None has the task's default. An
-    existing run is never overwritten. Ctrl-C saves everything and raises a `KcprError` that says
-    how to go on.
+    `task` is a task card's name or file, any registered Safety-Gymnasium id, or `module:Id-v0`;
+    `agent` is kcpr, sac, sac-lag or one of the discrete ones; `budget` replaces the card's
+    allowed punishment per episode; `init` is a run or bundle to start from; `threads` is how
+    many cores the learner may use (default 2; give 1 to each of two runs side by side);
+    `overrides` replaces numbers of the agent (`agents.settings.Settings`); `progress` shows a
+    live display on stderr; `tensorboard` also writes curves for TensorBoard, and `track` names
+    further services (wandb, mlflow). What is left None has the task's default. An existing run
+    is never overwritten. Ctrl-C saves everything and raises a `KcprError` that says how to go
+    on.
     """
     from kcpr_safety.training.options import TrainOptions
     from kcpr_safety.training.runs import train_run
@@ -223,6 +224,7 @@ def stress(
     from kcpr_safety.deploy.load import is_bundle, open_bundle
     from kcpr_safety.policy_file import read_policy
     from kcpr_safety.training import stress as faults
+    from kcpr_safety.training.kept_task import task_of
 
     folder = locate(place)
     if is_bundle(folder):
@@ -231,7 +233,8 @@ def stress(
     else:
         policy = read_policy(_run_folder(folder))
         assurance, _ = read_calibration(folder, policy)
-    record = faults.stress(policy, assurance, episodes, eval_seed, on_step=on_step)
+    with task_of(folder):
+        record = faults.stress(policy, assurance, episodes, eval_seed, on_step=on_step)
     if (folder / RUN_FILE).is_file():
         text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
         atomic_write(folder / STRESS_FILE, text.encode())

@@ -35,6 +35,11 @@ A card is a TOML file in `tasks/`:
     speed = [0.3, 0.7]                  # in the others, from .. to [m/s]
     turn = [-0.3, 0.3]                  # rate of turn in half of the episodes, else 0 [rad/s]
 
+    [robot]                             # a robot of your own (`envs.robot`), with its model's file
+    model = "my_robot.xml"
+    period_s = 0.05                     # between two commands [s]
+    time_limit = 200                    # steps of an episode; beside it, [[punish]]
+
     [overrides.learning_rate]           # at most three, shared by all agents
     value = 1e-3
     reason = "why this task needs it"
@@ -44,9 +49,11 @@ What a card does not say holds as the agents have it; that is why overrides are 
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kcpr_safety.errors import CardError, FileFault, UnknownNameError
@@ -56,6 +63,10 @@ from kcpr_safety.texts import toml_table
 
 MOST_OVERRIDES = 3
 MAX_BYTES = 2**16
+MAX_MODEL_BYTES = 2**22
+"""Of a robot's model."""
+MAX_FILE_BYTES = 2**25
+"""Of each mesh or picture that it loads."""
 
 _REQUIRED: Mapping[str, type] = {"task": str, "title": str, "description": str, "punishment": str}
 _OPTIONAL: Mapping[str, type] = {
@@ -68,6 +79,7 @@ _OPTIONAL: Mapping[str, type] = {
     "punish": list,
     "streams": dict,
     "quadruped": dict,
+    "robot": dict,
     "overrides": dict,
 }
 _OVERRIDE_KEYS = ("value", "reason")
@@ -106,6 +118,22 @@ class Quadruped:
 
 
 @dataclass(frozen=True)
+class Robot:
+    """A robot as its card describes it; `envs.robot` says whether the words fit the model."""
+
+    model: str
+    """Name of the model's file."""
+    period_s: float
+    """Between two commands [s]."""
+    time_limit: int
+    """Steps of a full episode."""
+    table: Mapping[str, Any]
+    """What is observed and paid, how an episode begins and ends."""
+    files: Mapping[str, bytes]
+    """The model and what it loads, by name."""
+
+
+@dataclass(frozen=True)
 class TaskCard:
     """A task as people and agents need to know it."""
 
@@ -132,9 +160,13 @@ class TaskCard:
     """Punishments that are kept apart, as `punish` first names them; empty: only their sum is."""
     quadruped: Quadruped | None = None
     """Where the task is a quadruped's walk: which robot's, and what it is commanded."""
+    robot: Robot | None = None
+    """Where the task is a robot that the card describes."""
     overrides: Mapping[str, Override] = field(default_factory=dict)
     sha256: str = ""
     """Of the file's bytes; empty where there is no file."""
+    source: Mapping[str, bytes] = field(default_factory=dict)
+    """Every file that the card was made from, by name: the card first."""
 
 
 def data_root() -> Path:
@@ -147,6 +179,27 @@ def data_root() -> Path:
 def card_names() -> list[str]:
     """Tasks that have a card, sorted."""
     return sorted(path.stem for path in (data_root() / "tasks").glob("*.toml"))
+
+
+_AT_HAND: ContextVar[TaskCard | None] = ContextVar("at_hand", default=None)
+
+
+@contextmanager
+def at_hand(card: TaskCard) -> Iterator[None]:
+    """Within: `find_card` knows this one by its task's name, before any other."""
+    token = _AT_HAND.set(card)
+    try:
+        yield
+    finally:
+        _AT_HAND.reset(token)
+
+
+def find_card(task: str) -> TaskCard | None:
+    """The card of a task's name, or of a file that ends in `.toml`; None where there is none."""
+    held = _AT_HAND.get()
+    if held is not None and held.task == task:
+        return held
+    return load_card(task) if task.endswith(".toml") or task in card_names() else None
 
 
 def load_card(name_or_path: str | Path) -> TaskCard:
@@ -175,6 +228,7 @@ def _read(path: Path) -> TaskCard:
             f"task card {path} overrides {len(overrides)} numbers "
             f"({', '.join(sorted(overrides))}); at most {MOST_OVERRIDES} may differ"
         )
+    robot = _robot(path, record["robot"]) if "robot" in record else None
     return TaskCard(
         **{key: record[key] for key in _REQUIRED},
         budget=float(record.get("budget", TaskCard.budget)),
@@ -183,8 +237,10 @@ def _read(path: Path) -> TaskCard:
         maze=_maze(path, record["maze"]) if "maze" in record else None,
         **declared(f"task card {path}", record),
         quadruped=_quadruped(path, record["quadruped"]) if "quadruped" in record else None,
+        robot=robot,
         overrides=overrides,
         sha256=hashlib.sha256(content).hexdigest(),
+        source={path.name: content} | (dict(robot.files) if robot else {}),
     )
 
 
@@ -251,6 +307,43 @@ def _quadruped(path: Path, item: dict[str, Any]) -> Quadruped:
             raise CardError(f"{where}: '{key}' must be two numbers, from and to, not {pair!r}")
         ranges[key] = (float(pair[0]), float(pair[1]))
     return Quadruped(robot, limit, float(usual), ranges["speed"], ranges["turn"])
+
+
+_ROBOT_KEYS = ("model", "period_s", "time_limit", "observe")
+_ROBOT_EXTRAS = ("files", "reward", "ends", "start", "place")
+
+
+def _robot(path: Path, item: dict[str, Any]) -> Robot:
+    """Its numbers, and the bytes of its files; the rest only as it is written."""
+    where = f"task card {path}: [robot]"
+    known = (*_ROBOT_KEYS, *_ROBOT_EXTRAS)
+    for key in item:
+        if key not in known:
+            raise CardError(f"{where} has an unknown key '{key}'; known keys: {', '.join(known)}")
+    for key in _ROBOT_KEYS:
+        if key not in item:
+            raise CardError(f"{where} lacks '{key}'; it needs {', '.join(_ROBOT_KEYS)}")
+    period, limit, others = item["period_s"], item["time_limit"], item.get("files", [])
+    if not _is_a(period, float) or not (math.isfinite(period) and period > 0):
+        raise CardError(f"{where}: 'period_s' must be a number of seconds > 0, not {period!r}")
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise CardError(f"{where}: 'time_limit' must be a whole number of steps >= 1")
+    if not isinstance(others, list):
+        raise CardError(f"{where}: 'files' must be a list of names, not {others!r}")
+    names = [item["model"], *others]
+    for name in names:
+        if not isinstance(name, str) or PurePosixPath(name).name != name or name.startswith("."):
+            raise CardError(f"{where}: {name!r} must be the name of a file beside the card")
+    try:
+        limits = [MAX_MODEL_BYTES, *[MAX_FILE_BYTES] * len(others)]
+        files = {
+            name: read_limited(path.parent / name, most, links=False)
+            for name, most in zip(names, limits, strict=True)
+        }
+    except FileFault as fault:
+        raise CardError(f"{where}: {fault}") from fault
+    table = {key: item[key] for key in ("observe", *_ROBOT_EXTRAS[1:]) if key in item}
+    return Robot(item["model"], float(period), limit, table, files)
 
 
 def _override(path: Path, name: str, item: object) -> Override:

@@ -104,6 +104,7 @@ class Check:
     examples: ClassVar[str] = """
   kcpr-safety check SafetyPointGoal1-v0
   kcpr-safety check my_package:MyRobot-v0    imports my_package first, which registers the id
+  kcpr-safety check ./my_robot.toml          a MuJoCo model with its card
 
 It is built, reset and stepped with random actions, twice from each of two seeds and once beside a
 second one. Found are wrong shapes, types and numbers of values, a missing or negative cost, NaN,
@@ -111,7 +112,8 @@ spaces that change, seeds that do nothing, state that two environments share, ex
 line of code, steps that take too long.
 """
     env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
-    """A registered environment id, with `module:` before it if a module must be imported."""
+    """A registered environment id, with `module:` before it if a module must be imported; or a
+    card, ./my_robot.toml."""
     json: bool = False
     """One JSON object on stdout, nothing else; exit code 1 if a promise is broken."""
 

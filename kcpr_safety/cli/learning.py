@@ -69,10 +69,13 @@ class Train(ShowsResult):
   kcpr-safety train SafetyAntVelocity-v1 --steps 500_000 --budget 10
   kcpr-safety train SafetyHopperVelocity-v1 --set gamma=0.995 --set width=256
   kcpr-safety train GridCorridor-v0 --agent kldmp --steps 20_000
+  kcpr-safety train my_module:MyRobot-v0
+  kcpr-safety train ./my_robot.toml
   kcpr-safety train SafetyCarGoal1-v0 --init runs/SafetyPointGoal1-v0-kcpr-seed0
 """
     task: Annotated[Positional[str], arg(metavar="TASK")]
-    """Name of a task card, or any registered Safety-Gymnasium id (see: kcpr-safety tasks --all)."""
+    """Name of a task card, any registered Safety-Gymnasium id (see: kcpr-safety tasks --all), your
+    own environment as module:Id-v0, or your own card, ./my_robot.toml (docs/bring_your_own.md)."""
     agent: Annotated[str, arg(metavar="{kcpr,sac,sac-lag,kldmp,softdmp,dmp,sql,dqn}")] = "kcpr"
     """kcpr couples a reward and a punishment policy; sac ignores punishment; sac-lag weighs it.
     Tasks that let a policy choose among commands take kldmp, softdmp, dmp, sql or dqn."""

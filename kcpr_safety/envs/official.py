@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from kcpr_safety.cards import TaskCard, card_names, load_card
+from kcpr_safety.cards import TaskCard, card_names, find_card
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs import naming, promises
 from kcpr_safety.envs.compat import safety_gymnasium
@@ -92,8 +92,8 @@ def _creator(spec: EnvSpec) -> Callable[..., Any]:
 
 def find_spec(task: str) -> EnvSpec:
     """The registration of an id, or what stands for one; names near it where there is none."""
-    own = drawn_spec(task)
-    return registered_spec(task) if own is None else own
+    own, card = drawn_spec(task), find_card(task)
+    return own or registered_spec(task if card is None else card.task)
 
 
 def registered_spec(task: str) -> EnvSpec:
@@ -153,25 +153,28 @@ def _quiet_robotics(module: str) -> Iterator[None]:
 
 def drawn_spec(task: str) -> EnvSpec | None:
     """What stands for a registration where the task is made from its card."""
-    card = load_card(task) if task in card_names() else None
+    card = find_card(task)
     if card is None:
         return None
-    if card.punish:
-        spec = registered_spec(card.environment)
-        make = functools.partial(_creator(spec), **spec.kwargs)
-        return EnvSpec(
-            task,
-            entry_point="kcpr_safety.envs.declared:DeclaredEnv",
-            max_episode_steps=spec.max_episode_steps,
-            kwargs={"card": card, "make": make},
-        )
-    own = (("maze", "MazeEnv", card.maze), ("quadruped", "QuadrupedEnv", card.quadruped))
-    for kind, name, of in own:
+    for kind, name, of in (
+        ("maze", "MazeEnv", card.maze),
+        ("quadruped", "QuadrupedEnv", card.quadruped),
+        ("robot", "RobotEnv", card.robot),
+    ):
         if of is not None:
             point = f"kcpr_safety.envs.{kind}:{name}"
             kwargs = {"card": card, kind: of}
-            return EnvSpec(task, point, max_episode_steps=of.time_limit, kwargs=kwargs)
-    return None
+            return EnvSpec(f"{name}-v0", point, max_episode_steps=of.time_limit, kwargs=kwargs)
+    if not card.punish:
+        return None
+    spec = registered_spec(card.environment)
+    make = functools.partial(_creator(spec), **spec.kwargs)
+    return EnvSpec(
+        "DeclaredEnv-v0",
+        entry_point="kcpr_safety.envs.declared:DeclaredEnv",
+        max_episode_steps=spec.max_episode_steps,
+        kwargs={"card": card, "make": make},
+    )
 
 
 class OfficialWorld(World):

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from kcpr_safety.cards import TaskCard, card_names, load_card
+from kcpr_safety.cards import TaskCard, at_hand, card_names, find_card, load_card
 from kcpr_safety.envs import gridworld, navigation, velocity
 from kcpr_safety.envs.crew import default_threads
 from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.maze import MazeWorld
 from kcpr_safety.envs.official import OfficialWorld, find_spec, registered_ids
 from kcpr_safety.envs.quadruped import QuadrupedWorld
+from kcpr_safety.envs.robot import RobotWorld
 from kcpr_safety.envs.world import World
 from kcpr_safety.seeds import EpisodeSeeds
 
@@ -28,14 +29,13 @@ class TaskRow:
 
 
 def resolve(task: str) -> TaskCard:
-    """The task's card, or one with the defaults for any other registered environment."""
+    """The card of a task or a `.toml` file; for any other registered environment, the defaults."""
     if task in gridworld.TASKS:
         return gridworld.card_of(task)
-    if task in card_names():
-        card = load_card(task)
-        find_spec(card.task)
-        return card
+    card = find_card(task)
     find_spec(task)
+    if card is not None:
+        return card
     return TaskCard(
         task=task,
         title=task,
@@ -59,12 +59,16 @@ def make_world(
         return gridworld.GridWorld(gridworld.TASKS[card.task], num_envs, episode_seeds, card)
     if threads is None:
         threads = default_threads(num_envs)
-    if card.punish:
-        return DeclaredWorld(card, num_envs, episode_seeds)
     if card.maze is not None:
         return MazeWorld(card, card.maze, num_envs, episode_seeds, threads)
     if card.quadruped is not None:
         return QuadrupedWorld(card, card.quadruped, num_envs, episode_seeds, threads)
+    if card.robot is not None:
+        return RobotWorld(card, card.robot, num_envs, episode_seeds, threads)
+    if card.punish:
+        # They are built by the task's name, which means this card, wherever it lies.
+        with at_hand(card):
+            return DeclaredWorld(card, num_envs, episode_seeds)
     body = velocity.body_of(card.task)
     if body is not None:
         return velocity.VelocityWorld(card, body, num_envs, episode_seeds, threads)

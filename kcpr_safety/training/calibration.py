@@ -47,6 +47,7 @@ from kcpr_safety.training.evaluation import (
     torch_threads,
     world_of,
 )
+from kcpr_safety.training.kept_task import task_of
 
 FIRST_SEED = 9_500
 """Training validates forty times on ten seeds each from 8,000: these it never meets."""
@@ -117,7 +118,7 @@ def calibrate_run(
     """Calibrate a run's kept policy; the record is kept in the run as `calibration.json`."""
     path = locate_policy(run)
     policy = read_policy(path)
-    with torch_threads():
+    with torch_threads(), task_of(run):
         assurance, report = calibrate(policy, episodes, on_step)
     record = {
         "schema_version": "1",

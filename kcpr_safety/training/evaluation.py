@@ -37,6 +37,7 @@ from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import EpisodeSeeds, evaluation_seeds
 from kcpr_safety.stats import over_budget
 from kcpr_safety.training.checkpoints import CONFIG_FILE, read_config
+from kcpr_safety.training.kept_task import task_of
 
 SIDE_BY_SIDE = 10
 """Episodes that are simulated at once; the results do not depend on it."""
@@ -247,14 +248,16 @@ def evaluate_policy(
     path = locate_policy(place)
     policy = read_policy(path)
     beside = min(episodes, SIDE_BY_SIDE)
-    world = world_of(policy, beside, evaluation_seeds(eval_seed, beside))
+    with task_of(place):
+        ends_well = bool(envs.resolve(policy.task).success)
+        world = world_of(policy, beside, evaluation_seeds(eval_seed, beside))
     controller = controller_from_tensors(policy.tensors, policy.contract)
     with torch_threads():
         done = rollout(controller, world, episodes, critic_of(policy), on_step)
     budget = policy.contract.budget
     # Only where the card says that an early end is what was wanted.
     told: dict[str, Any] = {}
-    if envs.resolve(policy.task).success:
+    if ends_well:
         share = sum(done.terminated) / episodes
         told |= {"success_share": share, "successes": list(done.terminated)}
     if done.collisions is not None:

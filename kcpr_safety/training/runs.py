@@ -14,7 +14,7 @@ from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import SettingsError
 from kcpr_safety.policy_file import read_policy
 from kcpr_safety.seeds import training_seeds
-from kcpr_safety.training import checkpoints
+from kcpr_safety.training import checkpoints, kept_task
 from kcpr_safety.training.checkpoints import Config
 from kcpr_safety.training.lock import locked
 from kcpr_safety.training.loop import Training
@@ -67,6 +67,8 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
         training = Training(options.out, config, world, card)
         if init is not None:
             family.warm_start(training.learner, init.tensors)
+        if options.task.endswith(".toml"):
+            kept_task.keep(options.out, card)
         training.claim()
         return training.run(sinks)
 
@@ -75,7 +77,7 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
     """Continue a run from its last checkpoint, as if it had never been stopped."""
     config = checkpoints.read_config(run)
     check_device(config.device)
-    with locked(run):
+    with locked(run), kept_task.task_of(run):
         card = replace(envs.resolve(config.task), budget=config.budget)
         world = training_world(card, config.settings.num_envs, config.seed)
         training = Training(run, config, world, card)

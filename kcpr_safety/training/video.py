@@ -64,10 +64,14 @@ def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -
     from kcpr_safety import envs
     from kcpr_safety.controller import controller_from_tensors
     from kcpr_safety.policy_file import read_policy
+    from kcpr_safety.training.kept_task import task_of
 
     policy = read_policy(place)
     controller = controller_from_tensors(policy.tensors, policy.contract)
-    env: Any = envs.make_official(policy.task, render_mode="rgb_array", width=WIDTH, height=HEIGHT)
+    with task_of(place):
+        env: Any = envs.make_official(
+            policy.task, render_mode="rgb_array", width=WIDTH, height=HEIGHT
+        )
     period = policy.contract.period_s
     stride = max(1, round(1.0 / (_MOST_FRAMES_PER_S[out.suffix] * period)))
     obs, _ = env.reset(seed=eval_seed)
