@@ -7,7 +7,7 @@
     observe = ["joint_position *"]      # what a policy sees (`robot_senses`)
 
     [[robot.reward]], [robot.ends]      # what is paid, what ends an episode (`robot_terms`)
-    [[punish]]                          # what is punished (`robot_terms`)
+    [[punish]]                          # what is punished (`terms`)
 
     [robot.start]                       # how an episode begins
     keyframe = "home"                   # of the model; default: the model's own zero
@@ -34,9 +34,10 @@ from kcpr_safety.cards import Robot, TaskCard
 from kcpr_safety.contract import Contract
 from kcpr_safety.envs import naming
 from kcpr_safety.envs.crew import Crew
+from kcpr_safety.envs.punishing import Punishment
 from kcpr_safety.envs.robot_senses import senses, simple_joints
 from kcpr_safety.envs.robot_state import Gathered, State
-from kcpr_safety.envs.robot_terms import ends, punishments, rewards
+from kcpr_safety.envs.robot_terms import ends, rewards
 from kcpr_safety.envs.robot_words import ALL, Words
 from kcpr_safety.envs.solo import SoloEnv
 from kcpr_safety.envs.world import Outcome, Simulations, World
@@ -105,6 +106,7 @@ class RobotWorld(World):
                 budget=card.budget,
                 punishment=card.punishment,
                 commands=card.commands,
+                streams=card.streams,
             ),
             num_envs,
             episode_seeds,
@@ -112,7 +114,12 @@ class RobotWorld(World):
         self._model, self._sensed = model, [sense for _, sense in sensed]
         self._substeps = _substeps(where, robot.period_s, model.opt.timestep)
         self._paid = rewards(where, table.get("reward", []), model)
-        self._punished = punishments(where, card.punish, model)
+        self._punishment = Punishment(card.punish, model, where)
+        if card.success and {"height", "tilt"} & set(table.get("ends", {})):
+            raise CardError(
+                f"{where}: 'success' says that whatever ends an episode before its time is wanted, "
+                "but [robot.ends] ends it by height or tilt, too; leave one of them out"
+            )
         self._failed, self._arrived = ends(where, table.get("ends", {}), model)
         self._start = _Start(where, table, model)
         self._datas = [mujoco.MjData(model) for _ in range(num_envs)]
@@ -126,6 +133,8 @@ class RobotWorld(World):
             np.array([getattr(entry, side) for entry in self.contract.action])
             for side in ("low", "high")
         )
+        self._share = np.full((num_envs, model.nu), np.nan)
+        """Last commands of the open episodes, as shares of their range."""
 
     def _simulate(self, i: int) -> None:
         data = self._datas[i]
@@ -143,34 +152,30 @@ class RobotWorld(World):
         before, self._before = self._before, state
 
         failed, arrived = self._failed(state), self._arrived(state)
-        contacts = self._contacts()
+        share = (self._command - self._low) / (self._high - self._low)
+        last = np.where(np.isnan(self._share), share, self._share)
+        charge = self._punishment([self._model] * self.num_envs, self._datas, share, last)
+        self._share = share
         return Outcome(
             obs=self._observed(state),
             reward=self._paid(before, state, arrived),
-            punishment=np.sum([term(state, contacts) for term in self._punished], axis=0),
+            punishment=charge.total,
             terminated=failed | arrived,
             truncated=np.zeros(self.num_envs, dtype=bool),
             unstable=unstable,
+            streams=charge.streams if self.contract.streams else None,
         )
 
     def _observed(self, state: State) -> Float[Array, "envs obs"]:
         obs: Array = np.concatenate([sense(state) for sense in self._sensed], axis=1)
         return obs
 
-    def _contacts(self) -> Array:
-        """Which bodies touch something, [envs, bodies]."""
-        touching = np.zeros((self.num_envs, self._model.nbody), dtype=bool)
-        for i, data in enumerate(self._datas):
-            if data.ncon:
-                pairs = data.contact.geom[data.contact.dist < 0]
-                touching[i, self._model.geom_bodyid[pairs.ravel()]] = True
-        return touching
-
     def _reset_rows(self, indices: Array, seeds: Array) -> Float[Array, "some obs"]:
         for i, seed in zip(indices.tolist(), seeds.tolist(), strict=True):
             self._start(self._datas[i], np.random.default_rng(seed))
             mujoco.mj_forward(self._model, self._datas[i])
         state = self._gathered.read()
+        self._share[indices] = np.nan
         # The other rows are in the middle of an episode, as they were.
         self._before.flat[indices] = state.flat[indices]
         obs: Array = self._observed(state)[indices]

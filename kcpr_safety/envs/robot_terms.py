@@ -1,4 +1,4 @@
-"""What can a robot's card pay, punish and end an episode for?
+"""What can a robot's card pay and end an episode for?
 
 Rewards, per step, each times its `weight`:
 
@@ -10,43 +10,26 @@ Rewards, per step, each times its `weight`:
     alive      1
     arrival    1 in the step that ends the episode by its [robot.ends] reach
 
-Punishments, per step, each times its `weight`; never negative. `form = "share"` (default): by how
-much the threshold is exceeded, as a share of it, at most 1; `form = "step"`: 1 where it is:
-
-    speed            of a body, in any direction; threshold [m/s]
-    height           of a body, below the threshold [m]
-    tilt             of a body; threshold [deg]
-    joint_position   nearness of joints to a limit of their range: 0 from `threshold` on, 1 at it
-    joint_velocity   the fastest joint; threshold [rad/s, m/s]
-    joint_torque     what actuators do to a joint, gears included; threshold [N m, N]
-    region           a body outside of the box from `low` to `high`; threshold [m]: 1 so far out
-    contact          1 where one of `bodies` touches anything
-
 Ends: `height` (body, low, high), `tilt` (body, most [deg]), `reach` (site, target, within [m]).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from kcpr_safety.envs import naming
-from kcpr_safety.envs.robot_senses import simple_joints
 from kcpr_safety.envs.robot_state import State
-from kcpr_safety.envs.robot_words import ALL, Words, names
+from kcpr_safety.envs.robot_words import Words
 from kcpr_safety.errors import CardError
 
 Array = np.ndarray
 Values = Float[Array, " envs"]
 Paid = Callable[[State, State, Array], Array]
 """(state before, state now, who arrived) -> [envs]."""
-Measured = Callable[[State, Array], Array]
-"""(state, contacts of bodies [envs, bodies]) -> [envs]."""
 
 _AXES = ("x", "y", "z")
-_FORMS = ("share", "step")
 
 
 # ------------------------------------------------------------------------------------- rewards
@@ -108,141 +91,13 @@ def distance(state: State, site: int, target: int) -> Values:
     return found
 
 
-# --------------------------------------------------------------------------------- punishments
-
-
-@dataclass(frozen=True)
-class Punished:
-    """One term of the punishment: what is measured beyond a threshold, and what that weighs."""
-
-    measured: Measured
-    """Excess over the threshold as a share of it; not above 0 where all is well."""
-    weight: float
-    form: str
-
-    def __call__(self, state: State, contacts: Array) -> Values:
-        share = self.measured(state, contacts)
-        if self.form == "step":
-            return self.weight * (share > 0)
-        return self.weight * np.clip(share, 0.0, 1.0)
-
-
-def punishments(where: str, rows: object, model: Any) -> list[Punished]:
-    """A card's punishment terms."""
-    found = []
-    for words in _tables(f"{where}: [[punish]]", rows, model):
-        measured = _punished(words)
-        weight = words.number("weight", 1.0, low=0.0)
-        found.append(Punished(measured, weight, words.choice("form", _FORMS, "share")))
-        words.done()
-    if not found:
-        raise CardError(f"{where} punishes nothing: it needs a [[punish]]")
-    return found
-
-
-def _punished(words: Words) -> Measured:
-    kind = words.choice("term", (*_MEASURES, "contact", "region", "joint_position"), "")
-    model = words.model
-    if kind == "contact":
-        bodies = words.some("bodies", "body")
-        return lambda state, contacts: contacts[:, bodies].any(axis=1).astype(np.float64)
-    threshold = words.number("threshold", low=1e-9)
-    if kind == "region":
-        body, low, high = words.one("body", "body"), words.row("low", 3), words.row("high", 3)
-
-        def outside(state: State, contacts: Array) -> Array:
-            place = state.xpos[:, body]
-            out: Array = np.linalg.norm(place - np.clip(place, low, high), axis=1)
-            return out / threshold
-
-        return outside
-    if kind == "joint_position":
-        joints = _limited(words)
-        columns, (low, high) = model.jnt_qposadr[joints], model.jnt_range[joints].T
-
-        def near_limit(state: State, contacts: Array) -> Array:
-            place = state.qpos[:, columns]
-            room: Array = np.minimum(place - low, high - place).min(axis=1)
-            return 1.0 - room / threshold
-
-        return near_limit
-    return _MEASURES[kind](words, threshold)
-
-
-def _limited(words: Words) -> list[int]:
-    given = _listed(words)
-    joints = simple_joints(words.where, given, words.model)
-    limited = words.model.jnt_limited
-    if given == [ALL]:
-        joints = [i for i in joints if limited[i]]
-    without = [names(words.model, "joint")[i] for i in joints if not limited[i]]
-    if without or not joints:
-        raise CardError(f"{words.where}: no range limits {', '.join(without) or 'any joint'}")
-    return joints
-
-
-def _listed(words: Words) -> list[str]:
-    given = words.taken("joints") if words.has("joints") else [ALL]
-    return given if isinstance(given, list) else [str(given)]
-
-
-def _speed(words: Words, threshold: float) -> Measured:
-    body = words.one("body", "body")
-    root = int(words.model.body_rootid[body])
-
-    def too_fast(state: State, contacts: Array) -> Array:
-        speed: Array = np.linalg.norm(state.velocity(body, root), axis=1)
-        return speed / threshold - 1.0
-
-    return too_fast
-
-
-def _height(words: Words, threshold: float) -> Measured:
-    body = words.one("body", "body")
-    return lambda state, contacts: 1.0 - state.xpos[:, body, 2] / threshold
-
-
-def _tilt(words: Words, threshold: float) -> Measured:
-    body = words.one("body", "body")
-    return lambda state, contacts: tilt(state, body) / threshold - 1.0
-
-
-def _joint_velocity(words: Words, threshold: float) -> Measured:
-    columns = words.model.jnt_dofadr[simple_joints(words.where, _listed(words), words.model)]
-
-    def too_fast(state: State, contacts: Array) -> Array:
-        most: Array = np.abs(state.qvel[:, columns]).max(axis=1)
-        return most / threshold - 1.0
-
-    return too_fast
-
-
-def _joint_torque(words: Words, threshold: float) -> Measured:
-    columns = words.model.jnt_dofadr[simple_joints(words.where, _listed(words), words.model)]
-
-    def too_strong(state: State, contacts: Array) -> Array:
-        most: Array = np.abs(state.qfrc_actuator[:, columns]).max(axis=1)
-        return most / threshold - 1.0
-
-    return too_strong
-
-
-_MEASURES: dict[str, Callable[[Words, float], Measured]] = {
-    "speed": _speed,
-    "height": _height,
-    "tilt": _tilt,
-    "joint_velocity": _joint_velocity,
-    "joint_torque": _joint_torque,
-}
+# ---------------------------------------------------------------------------------------- ends
 
 
 def tilt(state: State, body: int) -> Values:
     """Of a body against the vertical [deg]."""
     angle: Array = np.degrees(np.arccos(np.clip(state.up(body)[:, 2], -1.0, 1.0)))
     return angle
-
-
-# ---------------------------------------------------------------------------------------- ends
 
 
 Ended = Callable[[State], Bool[Array, " envs"]]
