@@ -440,8 +440,10 @@ class Line(gymnasium.Env):
         "time": gymnasium.spaces.Box(0, 1, (1,), np.float32),
     })
 
-    def __init__(self, discrete=False):
-        self.discrete = discrete
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, discrete=False, render_mode=None):
+        self.discrete, self.render_mode = discrete, render_mode
         bounds = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(3, start=5) if discrete else bounds
 
@@ -449,6 +451,9 @@ class Line(gymnasium.Env):
         super().reset(seed=seed)
         self.x, self.steps = float(self.np_random.uniform(-1, 1)), 0
         return self.obs(), {}
+
+    def render(self):
+        return np.full((8, 8, 3), 10 * self.steps, np.uint8)
 
     def obs(self):
         time = np.array([self.steps / 20], np.float32)
@@ -496,7 +501,8 @@ def test_an_environment_of_ones_own_goes_all_the_way(
     assert main(["check", task]) == 0
     assert main(["train", task, "--steps", "80", "--envs", "4", "--threads", "1", *FLAGS]) == 0
     run = f"runs/Kcpr{name}-v0-kcpr-seed0"
-    assert main(["evaluate", run, "--episodes", "3"]) == 0
+    assert main(["evaluate", run, "--episodes", "3", "--video", "episode.gif"]) == 0
+    assert (tmp_path / "episode.gif").stat().st_size > 0
     assert main(["calibrate", run, "--episodes", "3"]) == 0
     assert main(["export", run, "--out", "bundle"]) == 0
     assert main(["report", run, "--out", "page"]) == 0

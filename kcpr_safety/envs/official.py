@@ -58,6 +58,10 @@ def make_official(
     if own is not None:
         with said_plainly(task, "building it"):
             return _creator(own)(**own.kwargs, render_mode=render_mode, **options)
+    if ":" in task:
+        spec = find_spec(task)
+        with said_plainly(task, "building it"):
+            return ShownEnv(_creator(spec)(**spec.kwargs, render_mode=render_mode))
     package = safety_gymnasium()
     if task not in registered_ids():
         raise UnknownNameError("task", task, [*registered_ids(), *card_names()])
@@ -88,6 +92,22 @@ def _creator(spec: EnvSpec) -> Callable[..., Any]:
     if point is None:
         raise EnvironmentFault(f"{spec.id} is registered without an entry point")
     return point if callable(point) else load_env_creator(point)
+
+
+class ShownEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A user's environment as Safety-Gymnasium's are: observations in a row, six values a step."""
+
+    def reset(self, **given: Any) -> Any:
+        obs, info = self.env.reset(**given)
+        return self._row(obs), info
+
+    def step(self, action: np.ndarray) -> Any:
+        """obs, reward, cost, terminated, truncated, info."""
+        obs, *rest = outcome_of(self.env.step(action_for(self.env, action)))
+        return self._row(obs), *rest
+
+    def _row(self, obs: Any) -> Any:
+        return gymnasium.spaces.flatten(self.env.observation_space, obs)
 
 
 def find_spec(task: str) -> EnvSpec:

@@ -114,6 +114,8 @@ class RobotWorld(World):
         self._model, self._sensed = model, [sense for _, sense in sensed]
         self._substeps = _substeps(where, robot.period_s, model.opt.timestep)
         self._paid = rewards(where, table.get("reward", []), model)
+        if not card.punish:
+            raise CardError(f"{where} punishes nothing: it needs a [[punish]]")
         self._punishment = Punishment(card.punish, model, where)
         if card.success and {"height", "tilt"} & set(table.get("ends", {})):
             raise CardError(
