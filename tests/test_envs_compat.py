@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kcpr_safety import envs
-from kcpr_safety.envs import compat, lean, official
+from kcpr_safety.envs import compat, lean, plainly
 from kcpr_safety.errors import EnvironmentFault, MissingPackageError, UnknownNameError
 
 
@@ -150,11 +150,11 @@ def test_a_missing_texture_is_named() -> None:
 
 
 def test_missing_gl_is_named() -> None:
-    error = official.translated("T", RuntimeError("No OpenGL backend could be imported."))
+    error = plainly.translated("T", RuntimeError("No OpenGL backend could be imported."))
     assert isinstance(error, EnvironmentFault)
     assert "libegl1" in str(error)
     other = ValueError("something else")
-    assert official.translated("T", other) is other
+    assert plainly.translated("T", other) is other
 
 
 def test_a_missing_gl_library_is_said_at_the_door() -> None:

@@ -19,7 +19,8 @@ import gymnasium
 import numpy as np
 
 from kcpr_safety.envs import promises
-from kcpr_safety.envs.official import action_for, make_plain, outcome_of, translated
+from kcpr_safety.envs.official import action_for, make_plain, outcome_of
+from kcpr_safety.envs.plainly import translated
 from kcpr_safety.envs.promises import Fault
 from kcpr_safety.errors import KcprError
 

@@ -25,8 +25,9 @@ from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs import naming, promises
 from kcpr_safety.envs.compat import safety_gymnasium
 from kcpr_safety.envs.declared import DeclaredEnv
+from kcpr_safety.envs.plainly import plain, refuse, said_plainly
 from kcpr_safety.envs.world import Outcome, World
-from kcpr_safety.errors import AbsentTaskError, EnvironmentFault, KcprError, UnknownNameError
+from kcpr_safety.errors import AbsentTaskError, EnvironmentFault, UnknownNameError
 from kcpr_safety.seeds import EpisodeSeeds
 
 Step = tuple[Any, Any, Any, Any, Any, Any]
@@ -331,18 +332,6 @@ def _of_scalars(
     yield from promises.ending("truncated", truncated)
 
 
-def refuse(
-    task: str,
-    faults: Iterable[promises.Fault],
-    where: Callable[[int], str] | None = None,
-    environment: int = 0,
-) -> None:
-    """Raise `EnvironmentFault` for the first of them, if there is one."""
-    for fault in faults:
-        place = f" {where(environment)}" if where else ""
-        raise EnvironmentFault(f"{task}: {fault.told}{place}; {fault.mend}")
-
-
 def action_for(env: Any, action: np.ndarray) -> Any:
     """An action as the environment's own space has it: a number of choices, or its type and shape.
 
@@ -409,45 +398,3 @@ def _choose_pictures(env: Any, wanted: bool) -> None:
     task = getattr(env.unwrapped, "task", None)
     if task is not None:
         task.takes_pictures = wanted
-
-
-@contextlib.contextmanager
-def said_plainly(task: str, doing: str) -> Iterator[None]:
-    """Whatever an environment raises leaves the block as one sentence."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise plain(task, doing, error) from error
-
-
-def plain(task: str, doing: str, error: BaseException) -> Exception:
-    """What an environment raised, as one sentence with the line of code that it came from."""
-    fault = translated(task, error)
-    if isinstance(fault, KcprError):
-        return fault
-    return EnvironmentFault(f"{task}: {promises.raised(doing, error).told}")
-
-
-def translated(task: str, error: BaseException) -> BaseException:
-    """What this machine lacks, in one sentence; any other error as it is, for that is a defect."""
-    text = " ".join(str(error).split())
-    if any(sign in text.lower() for sign in ("resource not found", "error opening file")):
-        missing = text.rsplit("'", 2)[-2] if text.count("'") > 1 else text
-        return EnvironmentFault(f"{task} needs a file that this machine does not have: {missing}")
-    gl_words = (
-        "gladLoadGL",
-        "OpenGL",
-        "EGL",
-        "GLContext",
-        "glGetError",
-        "OSMesa",
-        "GLFW",
-        "glfw",
-        "libGL",
-    )
-    if any(word in text for word in gl_words) or type(error).__module__.startswith("OpenGL"):
-        return EnvironmentFault(
-            f"{task} takes pictures and needs OpenGL: install libegl1 and set MUJOCO_GL=egl, or "
-            f"libosmesa6 and MUJOCO_GL=osmesa ({text[:120]})"
-        )
-    return error
