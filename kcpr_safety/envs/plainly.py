@@ -1,7 +1,7 @@
 """How does what an environment does wrong become one sentence for its user?
 
-A broken promise (`promises`) or an exception leaves as `EnvironmentFault`, with the line of code that
-it came from; what this machine lacks is said with what installs it.
+A broken promise (`promises`) or an exception leaves as `EnvironmentFault`, with the line of code
+that it came from; what this machine lacks is said with what installs it.
 """
 
 import contextlib
