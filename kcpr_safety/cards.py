@@ -309,6 +309,7 @@ def _quadruped(path: Path, item: dict[str, Any]) -> Quadruped:
     return Quadruped(robot, limit, float(usual), ranges["speed"], ranges["turn"])
 
 
+_LONGEST_S, _MOST_STEPS = 3600.0, 1_000_000
 _ROBOT_KEYS = ("model", "period_s", "time_limit", "observe")
 _ROBOT_EXTRAS = ("files", "reward", "ends", "start", "place")
 
@@ -324,10 +325,12 @@ def _robot(path: Path, item: dict[str, Any]) -> Robot:
         if key not in item:
             raise CardError(f"{where} lacks '{key}'; it needs {', '.join(_ROBOT_KEYS)}")
     period, limit, others = item["period_s"], item["time_limit"], item.get("files", [])
-    if not _is_a(period, float) or not (math.isfinite(period) and period > 0):
+    if not _is_a(period, float) or not 0 < period < _LONGEST_S:
         raise CardError(f"{where}: 'period_s' must be a number of seconds > 0, not {period!r}")
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-        raise CardError(f"{where}: 'time_limit' must be a whole number of steps >= 1")
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST_STEPS:
+        raise CardError(
+            f"{where}: 'time_limit' must be a whole number of steps, 1 to {_MOST_STEPS}"
+        )
     if not isinstance(others, list):
         raise CardError(f"{where}: 'files' must be a list of names, not {others!r}")
     names = [item["model"], *others]

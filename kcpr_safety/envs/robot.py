@@ -96,10 +96,15 @@ class RobotWorld(World):
         model = model_of(card, robot)
         table = robot.table
         sensed = senses(where, table.get("observe"), model)
+        observation = tuple(entry for entries, _ in sensed for entry in entries)
+        names = [entry.name for entry in observation]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise CardError(f"{where} observes {', '.join(twice)} more than once")
         super().__init__(
             Contract(
                 task=card.task,
-                observation=tuple(entry for entries, _ in sensed for entry in entries),
+                observation=observation,
                 action=naming.action_entries(model),
                 period_s=robot.period_s,
                 time_limit=robot.time_limit,

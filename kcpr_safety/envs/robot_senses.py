@@ -104,7 +104,11 @@ def _circles(where: str, given: list[str], model: Any) -> Sense:
     joints = simple_joints(where, given, model)
     columns = model.jnt_qposadr[joints]
     known = names(model, "joint")
-    entries = [Entry(f"{known[i]}_{f}", "1", -1.0, 1.0) for f in ("sin", "cos") for i in joints]
+    entries = [
+        Entry(f"{known[i] or f'joint_{i}'}_{f}", "1", -1.0, 1.0)
+        for f in ("sin", "cos")
+        for i in joints
+    ]
 
     def observed(state: State) -> Array:
         angles = state.qpos[:, columns]

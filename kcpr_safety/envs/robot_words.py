@@ -50,6 +50,11 @@ def number_of(model: Any, kind: str, name: Any, where: str) -> int:
     return known.index(name)
 
 
+def _real(value: object) -> bool:
+    """A number that physics may hold: neither NaN nor beyond all measure."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+
+
 class Words:
     """One table of a card, key by key."""
 
@@ -70,8 +75,7 @@ class Words:
     def number(self, key: str, default: float | None = None, *, low: float = -math.inf) -> float:
         """A finite number of at least `low`."""
         value = self.taken(key) if default is None else self._left.pop(key, default)
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        if not real or not math.isfinite(value) or value < low:
+        if not _real(value) or value < low:
             least = f" of at least {low:g}" if math.isfinite(low) else ""
             raise CardError(f"{self.where}: '{key}' must be a number{least}, not {value!r}")
         return float(value)
@@ -80,8 +84,7 @@ class Words:
         """`size` finite numbers."""
         value = self.taken(key)
         plain = isinstance(value, Sequence) and not isinstance(value, str)
-        real = plain and all(isinstance(x, int | float) and math.isfinite(x) for x in value)
-        if not real or len(value) != size:
+        if not plain or len(value) != size or not all(_real(x) for x in value):
             raise CardError(f"{self.where}: '{key}' must be {size} numbers, not {value!r}")
         return np.array(value, dtype=np.float64)
 

@@ -6,6 +6,7 @@
     policy.safetensors        the best policy so far by validation (`policy_file`)
     metrics.jsonl             rows (`sinks`)
     lock                      who is training here (`lock`)
+    task/                     card and model of a run that was given a card's file (`kept_task`)
 
 A run that is resumed ends as if it had never been stopped, bit by bit. Every file is written
 aside, flushed and renamed into place. Where the newest checkpoint is damaged, the one before is
