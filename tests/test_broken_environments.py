@@ -493,14 +493,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 FLAGS = [f"--set={key}={value}" for key, value in FEW.items() if key != "num_envs"]
 
 
-@pytest.mark.parametrize("name", ["Five", "Six"])
 def test_an_environment_of_ones_own_goes_all_the_way(
-    module: str, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    module: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    task = f"{module}:Kcpr{name}-v0"
+    task = f"{module}:KcprFive-v0"
     assert main(["check", task]) == 0
     assert main(["train", task, "--steps", "80", "--envs", "4", "--threads", "1", *FLAGS]) == 0
-    run = f"runs/Kcpr{name}-v0-kcpr-seed0"
+    run = "runs/KcprFive-v0-kcpr-seed0"
     assert main(["evaluate", run, "--episodes", "3", "--video", "episode.gif"]) == 0
     assert (tmp_path / "episode.gif").stat().st_size > 0
     assert main(["calibrate", run, "--episodes", "3"]) == 0
@@ -511,6 +510,12 @@ def test_an_environment_of_ones_own_goes_all_the_way(
     assert json.loads(capfd.readouterr().out)["task_contract"] == "the same as the task's"
     policy = api.load_policy("bundle")
     assert np.abs(policy.act(np.zeros(2, dtype=np.float32))).max() <= 1.0
+
+
+def test_six_values_a_step_will_do(module: str, tmp_path: Path) -> None:
+    assert envs.check_environment(f"{module}:KcprSix-v0")[0].severity == "ok"
+    train(tmp_path / "run", task=f"{module}:KcprSix-v0")
+    assert api.evaluate(tmp_path / "run", episodes=2).episodes == 2
 
 
 def test_a_discrete_environment_of_ones_own(module: str, tmp_path: Path) -> None:
