@@ -283,6 +283,25 @@ def test_conditions_reach_the_models_and_are_replaced(world: QuadrupedWorld) -> 
 
 
 @needs_models
+def test_what_episodes_draw_comes_on_top_of_a_changed_body(task: str) -> None:
+    """`stress` changes masses and friction before the first episode; no reset may undo it."""
+    plain, changed = world_of(task, 1), world_of(task, 1)
+    model = changed.simulations().models[0]
+    model.body_mass[:] *= 1.3
+    model.body_inertia[:] *= 1.3
+    model.geom_friction[:, 0] *= 0.5
+    for seed in (4, 5):
+        for world in (plain, changed):
+            world.reset(seed=[seed])
+        usual, trunk, feet = plain.models[0], plain.body.trunk, plain.body.feet
+        own = plain.body.model.body_mass
+        assert model.body_mass.sum() == pytest.approx(usual.body_mass.sum() + 0.3 * own.sum())
+        assert model.geom_friction[feet, 0] == pytest.approx(0.5 * usual.geom_friction[feet, 0])
+        ratio = model.body_inertia[trunk] / model.body_mass[trunk]
+        np.testing.assert_allclose(ratio, usual.body_inertia[trunk] / usual.body_mass[trunk])
+
+
+@needs_models
 def test_every_condition_stays_in_its_range_and_half_the_commands_are_usual(task: str) -> None:
     walk = walk_of(task)
     drawn = [conditions.drawn(walk, seed) for seed in range(400)]
@@ -428,9 +447,20 @@ def test_punishment_by_hand(changed: dict[str, Any], expected: float) -> None:
 
 
 def test_falls_by_hand() -> None:
-    assert not walking.fallen(motion())[0]
-    assert walking.fallen(motion(height=[0.12]))[0]
-    assert walking.fallen(motion(tilt=[1.1]))[0]
+    height, tilt = np.array([0.27, 0.12, 0.27]), np.array([0.9, 0.0, 1.1])
+    assert walking.fallen(height, tilt).tolist() == [False, True, True]
+
+
+@needs_models
+def test_bare_physics_go_on_from_a_stand(world: QuadrupedWorld) -> None:
+    """What measures mj_step alone starts those anew that lie, and no others."""
+    for data in world.datas[:2]:
+        data.qpos[2] = 0.05
+    kept = world.datas[2].qpos.copy()
+    world.simulations().revive()
+    assert [data.qpos[2] > 0.2 for data in world.datas] == [True] * 3
+    np.testing.assert_array_equal(world.datas[2].qpos, kept)
+    assert world.episodes.tolist() == [1, 1, 0]
 
 
 @needs_models

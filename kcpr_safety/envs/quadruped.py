@@ -63,6 +63,9 @@ class QuadrupedWorld(World):
         self._quadruped = quadruped
         body = self.body = unitree.Body(robot, pictures=pictures)
         self.models = [copy.copy(body.model) for _ in range(num_envs)]
+        self._plain: dict[int, tuple[float, float, Array]] = {}
+        """Each model's friction, trunk mass and inertia before its first episode: a test of faults
+        changes them beforehand, and what episodes draw comes on top."""
         self.datas = [mujoco.MjData(model) for model in self.models]
         self._ctrl = [data.ctrl for data in self.datas]
         self._views = [
@@ -130,7 +133,7 @@ class QuadrupedWorld(World):
             obs=self._observed(qpos, qvel, phase),
             reward=walking.reward_of(motion, self._command, phase),
             punishment=walking.punishment_of(motion),
-            terminated=walking.fallen(motion),
+            terminated=walking.fallen(motion.height, motion.tilt),
             truncated=np.zeros(self.num_envs, dtype=bool),
             unstable=unstable,
         )
@@ -151,7 +154,7 @@ class QuadrupedWorld(World):
             climb=speed[:, 2],
             spin=qvel[:, 3:6],
             height=place[:, 2],
-            tilt=np.arccos(np.clip(-gravity[:, 2], -1.0, 1.0)),
+            tilt=walking.tilt_of(gravity),
             torque=force[:, body.motors] / body.torque,
             speed=qvel[:, body.rates] / body.speed,
             change=change,
@@ -196,9 +199,13 @@ class QuadrupedWorld(World):
 
     def _place_robot(self, i: int, given: Conditions) -> None:
         model, data, body = self.models[i], self.datas[i], self.body
+        if i not in self._plain:
+            friction, mass = model.geom_friction[body.feet[0], 0], model.body_mass[body.trunk]
+            self._plain[i] = float(friction), float(mass), model.body_inertia[body.trunk].copy()
+        friction, mass, inertia = self._plain[i]
         body.strengthen(model, given.strength)
-        body.roughen(model, given.friction)
-        body.load(model, given.load_kg)
+        body.roughen(model, given.friction * (friction / unitree.FRICTION))
+        body.load(model, (mass, inertia), given.load_kg)
         mujoco.mj_setConst(model, data)
         mujoco.mj_resetData(model, data)
         data.qpos[:] = body.stance
@@ -212,7 +219,15 @@ class QuadrupedWorld(World):
 
     def simulations(self) -> Simulations:
         """Models and states as they are."""
-        return Simulations(self.models, self.datas, unitree.SUBSTEPS, False)
+        models, substeps = self.models, unitree.SUBSTEPS
+        return Simulations(models, self.datas, substeps, False, revive=self._revive)
+
+    def _revive(self) -> None:
+        qpos = self._read()[0]
+        tilt = walking.tilt_of(walking.gravity_of(qpos[:, 3:7]))
+        down = np.flatnonzero(walking.fallen(qpos[:, 2], tilt))
+        if len(down):
+            self._begin(down, [None] * len(down))
 
     def close_extras(self, **_: Any) -> None:
         self._crew.close()

@@ -135,13 +135,11 @@ class Body:
         model.actuator_biasprm[self.motors, 1] = -strength * _KP
         model.actuator_forcerange[self.motors] = strength * np.outer(self.torque, (-1.0, 1.0))
 
-    def load(self, model: Any, extra_kg: float) -> None:
-        """A trunk so much heavier, of the same shape; `mj_setConst` must follow."""
-        plain = self.model.body_mass[self.trunk]
-        model.body_mass[self.trunk] = plain + extra_kg
-        model.body_inertia[self.trunk] = self.model.body_inertia[self.trunk] * (
-            1 + extra_kg / plain
-        )
+    def load(self, model: Any, plain: tuple[float, np.ndarray], extra_kg: float) -> None:
+        """A trunk of `plain` mass and inertia, so much heavier; `mj_setConst` must follow."""
+        mass, inertia = plain
+        model.body_mass[self.trunk] = mass + extra_kg
+        model.body_inertia[self.trunk] = inertia * (1 + extra_kg / mass)
 
     def roughen(self, model: Any, friction: float) -> None:
         """Feet with this coefficient of friction."""

@@ -147,15 +147,20 @@ def punishments_of(motion: Motion) -> Mapping[str, PerEnv]:
     }
 
 
-def fallen(motion: Motion) -> Bool[Array, " envs"]:
-    """Who has fallen: the trunk is too low, or too far from upright."""
-    return (motion.height < FALL_HEIGHT) | (motion.tilt > FALL_TILT)
+def fallen(height: PerEnv, tilt: PerEnv) -> Bool[Array, " envs"]:
+    """Who has fallen: the trunk is too low [m], or too far from upright [rad]."""
+    return (height < FALL_HEIGHT) | (tilt > FALL_TILT)
+
+
+def tilt_of(gravity: Float[Array, "envs 3"]) -> PerEnv:
+    """Angle between a trunk's up and the world's [rad]."""
+    return np.asarray(np.arccos(np.clip(-gravity[:, 2], -1.0, 1.0)))
 
 
 def punishment_of(motion: Motion) -> PerEnv:
     """Punishment of one control period, from 0 to 1."""
     total = np.minimum(np.sum(list(punishments_of(motion).values()), axis=0), 1.0)
-    return np.where(fallen(motion), 1.0, total)
+    return np.where(fallen(motion.height, motion.tilt), 1.0, total)
 
 
 def speed_over(place: Float[Array, "envs 3"], before: Array, heading: PerEnv) -> Array:

@@ -64,6 +64,8 @@ class Simulations:
     """Does an official step end with `mj_forward`?"""
     plan_moved: Callable[[], np.ndarray | None] = lambda: None
     """Positions of moved obstacles before each of the coming physics steps, where there are any."""
+    revive: Callable[[], None] = lambda: None
+    """Begins anew what has ended, where what comes after the end is not physics like before."""
 
 
 class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
