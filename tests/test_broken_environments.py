@@ -518,6 +518,19 @@ def test_six_values_a_step_will_do(module: str, tmp_path: Path) -> None:
     assert api.evaluate(tmp_path / "run", episodes=2).episodes == 2
 
 
+def test_a_card_gives_an_environment_its_budget(module: str, tmp_path: Path) -> None:
+    (tmp_path / "line.toml").write_text(
+        f'task = "{module}:KcprFive-v0"\ntitle = "A line"\ndescription = "Go right."\n'
+        'punishment = "a step beyond 0.5 m"\nbudget = 3.0\n'
+    )
+    train(tmp_path / "run", task=str(tmp_path / "line.toml"))
+    (tmp_path / "line.toml").unlink()
+    result = api.evaluate(tmp_path / "run", episodes=2)
+    assert (result.task, result.budget) == (f"{module}:KcprFive-v0", 3.0)
+    contract = read_policy(tmp_path / "run" / RUN_FILE).contract
+    assert contract.punishment == "a step beyond 0.5 m"
+
+
 def test_a_discrete_environment_of_ones_own(module: str, tmp_path: Path) -> None:
     task = f"{module}:KcprThree-v0"
     findings = envs.check_environment(task)

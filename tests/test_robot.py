@@ -1,5 +1,6 @@
 """Does a robot of a model and a card observe, pay, punish, end, start and come back as it says?"""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -353,6 +354,23 @@ def test_a_model_that_does_not_serve_is_one_sentence(
         world_of(card)
     assert said in str(fault.value)
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("odd", ["[]", "{}", "nan", "-1", '""', "true", '["*"]', "[[1, 2]]", ""])
+def test_whatever_a_card_says_is_a_robot_or_a_fault(card: Path, odd: str) -> None:
+    """Every value of the card in turn is replaced by an odd one; or its line is left out."""
+    lines = CARD.splitlines()
+    for i, line in enumerate(lines):
+        name, sign, _ = line.partition(" = ")
+        if not sign:
+            continue
+        changed_line = f"{name} = {odd}" if odd else ""
+        card.write_text("\n".join([*lines[:i], changed_line, *lines[i + 1 :]]))
+        with contextlib.suppress(KcprError):
+            world = world_of(card, 1)
+            world.reset()
+            world.step(np.zeros((1, 2)))
+            world.close()
 
 
 def test_odd_files_are_refused(card: Path, tmp_path: Path) -> None:
