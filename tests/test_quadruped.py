@@ -504,6 +504,20 @@ def test_it_keeps_every_promise(task: str) -> None:
 
 
 @needs_models
+def test_meshes_for_cameras_change_no_number(task: str) -> None:
+    seen = envs.make_official(task, render_mode="rgb_array")
+    blind = envs.make_official(task)
+    np.testing.assert_array_equal(seen.reset(seed=5)[0], blind.reset(seed=5)[0])
+    rng = np.random.default_rng(5)
+    for _ in range(30):
+        action = rng.uniform(blind.action_space.low, blind.action_space.high)
+        for a, b in zip(seen.step(action)[:4], blind.step(action)[:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+    for env in (seen, blind):
+        env.close()
+
+
+@needs_models
 def test_physics_that_blow_up_end_the_episode_and_pass_on_no_nan(world: QuadrupedWorld) -> None:
     world.datas[0].qvel[7] = math.nan
     with pytest.warns(envs.UnstablePhysicsWarning):
