@@ -173,7 +173,7 @@ def test_cards_that_are_none(tmp_path: Path, line: str, said: str) -> None:
     key = line.split(" = ")[0]
     kept = [row for row in text.splitlines() if not row.startswith(f"{key} = ")]
     path = tmp_path / "walk.toml"
-    path.write_text("\n".join([*kept, line]))
+    path.write_text("\n".join(kept).replace("[quadruped]", f"[quadruped]\n{line}"))
     with pytest.raises(CardError, match=said.replace("[", r"\[")):
         load_card(path)
 
