@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -21,9 +22,10 @@ from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.official import make_official, make_plain
 from kcpr_safety.envs.world import Outcome
 from kcpr_safety.errors import EnvironmentFault
+from kcpr_safety.policy_file import write_policy
 from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import consecutive_seeds, training_seeds
-from kcpr_safety.training.evaluation import rollout
+from kcpr_safety.training.evaluation import evaluate_policy, rollout
 
 DECLARED = [task for task in card_names() if load_card(task).punish]
 CHEAP = ["HalfCheetah-v5", "Hopper-v5", "FetchReachDense-v4", "PointMaze_UMazeDense-v3"]
@@ -167,6 +169,19 @@ def test_an_evaluation_adds_each_part_up() -> None:
     plain = Sprint(2, consecutive_seeds(0, 2), limit=8)
     done = rollout(controller, plain, 2, act=lambda _, obs: fast)
     assert done.streams == ((), ())
+
+
+def test_an_evaluation_reports_each_part_beside_its_budget(tmp_path: Path) -> None:
+    made = world(envs.resolve("FetchPushDense-v4"), 1)
+    policy = fake_policy(contract=made.contract)
+    write_policy(tmp_path / "policy.safetensors", policy)
+    record = evaluate_policy(tmp_path / "policy.safetensors", 2, 10_000)
+    assert [(row["name"], row["budget"]) for row in record["streams"]] == [
+        ("force", 2.0),
+        ("workspace", 1.0),
+    ]
+    total = sum(row["punishment_mean"] for row in record["streams"])
+    assert total == pytest.approx(record["punishment_mean"])
 
 
 def test_robotics_is_imported_without_its_notice() -> None:
