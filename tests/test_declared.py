@@ -173,7 +173,7 @@ def test_an_evaluation_adds_each_part_up() -> None:
 
 def test_an_evaluation_reports_each_part_beside_its_budget(tmp_path: Path) -> None:
     made = world(envs.resolve("FetchPushDense-v4"), 1)
-    policy = fake_policy(contract=made.contract)
+    policy = replace(fake_policy(contract=made.contract), settings={"width": 32})
     write_policy(tmp_path / "policy.safetensors", policy)
     record = evaluate_policy(tmp_path / "policy.safetensors", 2, 10_000)
     assert [(row["name"], row["budget"]) for row in record["streams"]] == [
