@@ -117,11 +117,8 @@ def test_names_of_masses_hold_masses() -> None:
             assert obs[0, column] == pytest.approx(model.body(body).mass[0])
 
 
-def test_options_reach_the_constructor_and_wrong_ones_are_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_options_reach_the_constructor_and_wrong_ones_are_said() -> None:
     card = replace(envs.resolve("Ant-v5"), options={"include_cfrc_ext_in_observation": False})
-    monkeypatch.setattr(envs.official, "load_card", lambda task: card)  # type: ignore[attr-defined]
     assert world(card, 1).contract.obs_size == 27
     card = replace(card, options={"include_fors": False})
     with pytest.raises(EnvironmentFault, match="include_fors"):
@@ -131,12 +128,11 @@ def test_options_reach_the_constructor_and_wrong_ones_are_said(
         world(card, 1)
 
 
-def test_parts_of_the_punishment_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_punishment_are_kept_apart() -> None:
     plain = envs.resolve("HalfCheetah-v5")
     rows = [replace(row, stream=f"part {i}") for i, row in enumerate(plain.punish)]
     parts = tuple(Stream(row.stream, 5.0 + i, "a part") for i, row in enumerate(rows))
     card = replace(plain, punish=tuple(rows), streams=parts)
-    monkeypatch.setattr(envs.official, "load_card", lambda task: card)  # type: ignore[attr-defined]
     made = world(card, 2)
     made.reset()
     for action in commands(made, 30, 2):
