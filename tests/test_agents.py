@@ -15,7 +15,7 @@ from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.agents.task import Task
 from kcpr_safety.errors import SettingsError, TrainingFault, UnknownNameError
-from kcpr_safety.ops import gaussian
+from kcpr_safety.ops import bellman, gaussian
 from kcpr_safety.transition import Batch
 
 TASK = Task(obs_size=3, action_size=2, budget=25.0, time_limit=1000)
@@ -114,6 +114,14 @@ def test_the_punishment_value_is_that_of_its_own_policy() -> None:
     after = targets(learner, batch)
     assert (before[PUNISHMENT] - after[PUNISHMENT]).abs().max() > 1e-3
     assert torch.equal(before[EVALUATION], after[EVALUATION])
+
+
+def test_errors_of_the_evaluation_cancel_around_zero() -> None:
+    """A clamp would keep the errors upwards alone; the punishment module's value has one."""
+    wrong = torch.tensor([[-3.0, 3.0], [2.0, -2.0]])
+    nothing, discount = torch.zeros(2), torch.full((2,), 0.9)
+    assert bellman.evaluation_target(nothing, discount, wrong).mean() == 0.0
+    assert bellman.punishment_target(nothing, discount, wrong, nothing).min() == 0.0
 
 
 def test_a_terminated_step_has_no_future_and_a_truncated_one_has() -> None:
@@ -354,6 +362,22 @@ def test_only_noiseless_environments_move_the_controller_and_they_act_as_deploye
     learner.deployed.flat.mul_(2.0)
     assert not torch.isclose(learner.act(obs)[:2], first[:2]).any()
     assert not torch.isclose(first[2:], second[2:]).any()
+
+
+def test_exploration_leans_towards_the_companion_and_the_deployed_policy_does_not() -> None:
+    def means(avoidance: float) -> tuple[torch.Tensor, Heads]:
+        learner = make(replace(SMALL, num_envs=4, noiseless=0.5, avoidance=avoidance))
+        learner.actor.layers()[-1][1][1].fill_(0.7)  # the companion is somewhere else
+        learner.generator.manual_seed(3)
+        obs = draw_batch(1, size=4).obs
+        return torch.atanh(learner.act(obs)), heads(learner, obs)
+
+    (still, policies), (half, _), (there, _) = means(0.0), means(0.5), means(1.0)
+    reward, companion = policies.mean[:, 2:]
+    assert (companion - reward).abs().min() > 0.05
+    torch.testing.assert_close(there[2:] - still[2:], companion - reward, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(half[2:], (still[2:] + there[2:]) / 2, atol=1e-5, rtol=1e-5)
+    assert torch.equal(there[:2], still[:2])
 
 
 def test_moments_equal_those_of_all_rows_at_once() -> None:

@@ -158,11 +158,18 @@ class Learner:
         }
 
     def act(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs action"]:
-        """Actions in [-1, 1] of the reward module: exploring ones after the noiseless rows."""
+        """Actions in [-1, 1] of the reward module: exploring ones after the noiseless rows.
+
+        The exploring ones are drawn around mu_R + avoidance (mu_P - mu_R), towards the companion
+        and past it: their noise alone would suffer many times what the policy itself suffers.
+        """
         x = self.normaliser(obs.to(self.device))
         heads = self._heads(self.actor(self._rows(x, self.actor)))
         noise = self._noise(*heads.mean.shape[1:])
-        drawn = gaussian.sample(heads.mean[0], heads.log_std[0], noise)
+        mean = heads.mean[0]
+        if heads.companion:
+            mean = torch.lerp(mean, heads.mean[1], self.settings.avoidance)
+        drawn = gaussian.sample(mean, heads.log_std[0], noise)
         if self.noiseless_envs:
             first = self._rows(x[: self.noiseless_envs], self.deployed)
             drawn[: self.noiseless_envs] = self.deployed(first)[0, :, : self.task.action_size]

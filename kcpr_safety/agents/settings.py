@@ -17,14 +17,17 @@ from kcpr_safety.errors import SettingsError, UnknownNameError
 class Settings:
     """Every number of the continuous learner; the defaults are those of `kcpr`, for all tasks."""
 
-    coupling: float = 0.02
+    coupling: float = 0.005
     """k_R: weight of the KL that ties the reward module to its companion; 0 uncouples."""
-    companion_coupling: float = 0.02
+    companion_coupling: float = 0.005
     """k_P0: the punishment module's own weight, divided by the controller's m."""
     companion_entropy: float = 0.0
     """tau_P0: the punishment module's entropy temperature, divided by m."""
     softening: float = 0.97
     """b in (0, 1): the companion's policy is raised to this power before it serves as a prior."""
+    avoidance: float = 4.0
+    """How far exploring actions lean towards the companion: 0 not at all, 1 to its mean, 4 as far
+    again three times. Nothing of it reaches the deployed policy; an uncoupled agent has none."""
     lagrangian: float = 0.0
     """nu: weight, times m, of the punishment critic directly in the reward actor (SAC-Lag)."""
     controlled: bool = True
@@ -99,6 +102,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "companion_coupling": (1e-9, 100.0),
     "companion_entropy": (0.0, 100.0),
     "softening": (1e-3, 0.9999),
+    "avoidance": (0.0, 100.0),
     "lagrangian": (0.0, 1e6),
     "m_low": (1e-9, 1e9),
     "m_high": (1e-9, 1e9),
@@ -124,8 +128,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 AGENTS: Mapping[str, Mapping[str, Any]] = {
     "kcpr": {},
-    "sac": {"coupling": 0.0, "lagrangian": 0.0, "controlled": False},
-    "sac-lag": {"coupling": 0.0, "lagrangian": 1.0},
+    "sac": {"coupling": 0.0, "avoidance": 0.0, "lagrangian": 0.0, "controlled": False},
+    "sac-lag": {"coupling": 0.0, "avoidance": 0.0, "lagrangian": 1.0},
 }
 """What each named agent changes in the defaults; all are the same code."""
 

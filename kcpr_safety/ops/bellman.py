@@ -36,8 +36,12 @@ def punishment_target(
 
 
 def evaluation_target(punishment: Column, discount: Column, next_q: Twins) -> Twins:
-    """c + g Q_C of each twin itself: an unbiased pair, whose spread shows its uncertainty."""
-    return (punishment + discount * next_q).clamp_min(0.0)
+    """c + g Q_C of each twin itself: an unbiased pair, whose spread shows its uncertainty.
+
+    Not clamped: near zero the clamp would keep every error upwards and cut every one downwards,
+    again at each of the 1/(1-gamma) steps of the horizon.
+    """
+    return punishment + discount * next_q
 
 
 def critic_loss(q: Members, target: Members) -> Float[Tensor, ""]:
