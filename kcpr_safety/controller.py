@@ -2,7 +2,8 @@
 
     x        = clamp((obs - mean) * scale, -10, 10)
     nominal  = squash(m_R)                      m_R, s_R: the reward module's pre-tanh mean and std
-    fallback = squash(m_R + s_R * offset)       offset: the punishment module's, in those units
+    fallback = squash(m_R + s_R * offset)       offset: the punishment module's, in those units,
+                                                as far as exploration leaned towards it
     squash   = clamp(low + (tanh(m) + 1) / 2 * (high - low), low, high)
 
 and where the contract has a table of commands,

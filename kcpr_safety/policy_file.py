@@ -6,8 +6,9 @@ A safetensors file with fixed tensor names, and everything else as text in its h
     obs_low [O], obs_high [O]          what training saw, at least and at most; files of schema
                                        version 1 lack the two
     actor.{i}.weight [2, in, out]      member 0: reward module, 1: punishment module; ReLU between
-    actor.{i}.bias [2, 1, out]         last out = 2 A: pre-tanh mean (of the punishment module: its
-                                       offset in the reward module's deviations), then raw log std
+    actor.{i}.bias [2, 1, out]         last out = 2 A: pre-tanh mean (of the punishment module: the
+                                       fallback's offset in the reward module's deviations), then
+                                       raw log std
     critic.{i}.weight [C, in, out]     state-action critics, O + A inputs, for warm starts and risk
     critic.{i}.bias [C, 1, out]
 

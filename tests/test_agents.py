@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import fake_contract
 from plain_update import plain_gradient
 
 from kcpr_safety.agents import AGENTS, Learner, Settings, agent_settings
@@ -14,6 +15,7 @@ from kcpr_safety.agents.normaliser import Moments, ReturnScale
 from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.snapshots import policy_tensors, restore, snapshot, warm_start
 from kcpr_safety.agents.task import Task
+from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import SettingsError, TrainingFault, UnknownNameError
 from kcpr_safety.ops import bellman, gaussian
 from kcpr_safety.transition import Batch
@@ -378,6 +380,22 @@ def test_exploration_leans_towards_the_companion_and_the_deployed_policy_does_no
     torch.testing.assert_close(there[2:] - still[2:], companion - reward, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(half[2:], (still[2:] + there[2:]) / 2, atol=1e-5, rtol=1e-5)
     assert torch.equal(there[:2], still[:2])
+
+
+def test_the_fallback_of_a_file_is_where_exploration_leaned_to() -> None:
+    """With hardly any noise left, what explores is the fallback, and was it in training."""
+    learner = make(replace(SMALL, avoidance=4.0, noiseless=0.0))
+    weight, bias = learner.actor.layers()[-1]
+    weight[:, :, 2:], bias[0, :, 2:] = 0.0, -20.0  # log std at its bound
+    bias[1, :, :2] = 10.0
+    learner.deployed.flat.copy_(learner.actor.flat)
+    obs = draw_batch(1, size=4).obs
+    contract = fake_contract(obs=3, actions=2)
+    low, high = torch.tensor([(entry.low, entry.high) for entry in contract.action]).T
+    controller = controller_from_tensors(policy_tensors(learner), contract)
+    explored = low + (learner.act(obs) + 1.0) / 2.0 * (high - low)
+    assert (controller.fallback(obs) - controller.nominal(obs)).abs().max() > 0.2
+    torch.testing.assert_close(explored, controller.fallback(obs), atol=0.06, rtol=0.0)
 
 
 def test_moments_equal_those_of_all_rows_at_once() -> None:

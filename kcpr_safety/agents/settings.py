@@ -27,7 +27,8 @@ class Settings:
     """b in (0, 1): the companion's policy is raised to this power before it serves as a prior."""
     avoidance: float = 4.0
     """How far exploring actions lean towards the companion: 0 not at all, 1 to its mean, 4 as far
-    again three times. Nothing of it reaches the deployed policy; an uncoupled agent has none."""
+    again three times. The fallback of a policy file leans as far, the policy itself never does; an
+    uncoupled agent has nothing to lean to."""
     lagrangian: float = 0.0
     """nu: weight, times m, of the punishment critic directly in the reward actor (SAC-Lag)."""
     controlled: bool = True
@@ -95,6 +96,11 @@ class Settings:
     def coupled(self) -> bool:
         """Whether there is a companion at all."""
         return self.coupling > 0.0
+
+    @property
+    def fallback_lean(self) -> float:
+        """The companion's offsets in the fallback's: what exploration has tried, or just one."""
+        return self.avoidance or 1.0
 
 
 _RANGES: Mapping[str, tuple[float, float]] = {

@@ -27,11 +27,27 @@ def policy_tensors(learner: Learner) -> dict[str, Tensor]:
                 weight, bias = (torch.cat([p, torch.zeros_like(p)]) for p in (weight, bias))
             tensors[f"{name}.{i}.weight"] = weight.cpu().clone()
             tensors[f"{name}.{i}.bias"] = bias.cpu().clone()
+    for offset in _offset_heads(tensors):
+        offset.mul_(learner.settings.fallback_lean)
     return tensors
 
 
+def _offset_heads(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Views of the weights and biases that make the fallback's offset."""
+    last = max(int(name.split(".")[1]) for name in tensors if name.startswith("actor."))
+    return [_offsets(tensors[f"actor.{last}.{kind}"]) for kind in ("weight", "bias")]
+
+
+def _offsets(last: Tensor) -> Tensor:
+    """The punishment module's first half of the actors' last weight or bias."""
+    return last[1, ..., : last.shape[-1] // 2]
+
+
 def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
-    """Begin from a policy file's actors and critics; its normaliser is the starting guess."""
+    """Begin from a policy file's actors and critics; its normaliser is the starting guess.
+
+    Where the file's fallback leaned further than these settings do, so does the first companion.
+    """
     for name, stack in (("actor", learner.actor), ("critic", learner.critic)):
         for i, parameters in enumerate(stack.layers()):
             for kind, own in zip(("weight", "bias"), parameters, strict=True):
@@ -43,6 +59,10 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
                         f"these settings need {tuple(own.shape)}"
                     )
                 own.copy_(given[: stack.members])
+    if learner.settings.coupled:
+        weight, bias = learner.actor.layers()[-1]
+        for part in (weight, bias):
+            _offsets(part).div_(learner.settings.fallback_lean)
     learner.target.flat.copy_(learner.critic.flat)
     learner.deployed.flat.copy_(learner.actor.flat)
     learner.normaliser.begin(tensors, float(learner.settings.random_steps))
