@@ -1,9 +1,10 @@
 """Where do transitions wait to be learned from, and how is a batch drawn?
 
 One float32 row per transition, both streams side by side:
-[obs | action | reward | punishment | continues | next_obs], `continues` = 1 - terminated
-(truncation bootstraps). Storing N environments' step is one block copy and drawing a batch is one
-gather of rows into a buffer that is used again.
+[obs | action | reward | punishment | continues | next_obs | streams], `continues` = 1 - terminated
+(truncation bootstraps), `streams` the parts of the punishment that have budgets of their own.
+Storing N environments' step is one block copy and drawing a batch is one gather of rows into a
+buffer that is used again.
 
 `NStep` draws transitions of several steps out of the same rows.
 
@@ -27,17 +28,19 @@ class Layout:
 
     obs_size: int
     action_size: int
+    streams: int = 0
 
     @property
     def width(self) -> int:
-        return 2 * self.obs_size + self.action_size + 3
+        return 2 * self.obs_size + self.action_size + 3 + self.streams
 
     def read(self, rows: Float[Tensor, "batch width"]) -> Batch:
         """Views of the columns."""
-        sizes = [self.obs_size, self.action_size, 3, self.obs_size]
-        obs, action, scalars, next_obs = torch.split(rows, sizes, dim=1)
+        sizes = [self.obs_size, self.action_size, 3, self.obs_size, self.streams]
+        obs, action, scalars, next_obs, streams = torch.split(rows, sizes, dim=1)
         reward, punishment, continues = scalars.unbind(1)
-        return Batch(obs, action, reward, punishment, continues, next_obs)
+        parts = streams if self.streams else None
+        return Batch(obs, action, reward, punishment, continues, next_obs, parts)
 
 
 class Replay:
@@ -49,10 +52,12 @@ class Replay:
         obs_size: int,
         action_size: int,
         device: torch.device | str = "cpu",
+        *,
+        streams: int = 0,
         marks: int = 0,
     ) -> None:
         """`marks` columns stand at the end of each row, beside what a batch holds."""
-        self.layout = Layout(obs_size, action_size)
+        self.layout = Layout(obs_size, action_size, streams)
         self.rows = torch.zeros(capacity, self.layout.width + marks, device=device)
         self.added = 0
         """Transitions ever added; the newest stands in row (added - 1) % capacity."""
@@ -67,7 +72,8 @@ class Replay:
 
     def _write(self, batch: Batch, *marks: Float[Tensor, "batch 1"]) -> None:
         scalars = torch.stack([batch.reward, batch.punishment, batch.continues], dim=1)
-        rows = torch.cat([batch.obs, batch.action, scalars, batch.next_obs, *marks], dim=1)
+        parts = [] if batch.streams is None else [batch.streams]
+        rows = torch.cat([batch.obs, batch.action, scalars, batch.next_obs, *parts, *marks], dim=1)
         rows = rows.to(self.rows.device)
         capacity, start = self.rows.shape[0], self.added % self.rows.shape[0]
         first = min(rows.shape[0], capacity - start)
@@ -99,24 +105,25 @@ class NStep(Replay):
         reward     sum_k gamma^k r_k      next_obs   after the last step taken
         punishment sum_k gamma^k c_k      continues  gamma^(last k) (1 - terminated)
 
-    over the steps k = 0 .. n - 1 that the episode still had, so that a target of the usual form,
-    reward + gamma continues V(next_obs), looks n steps ahead. An episode ends where the next row
-    does not begin with the observation that this one ended with.
+    (streams as the punishment) over the steps k = 0 .. n - 1 that the episode still had, so that a
+    target of the usual form, reward + gamma continues V(next_obs), looks n steps ahead. An episode
+    ends where the next row does not begin with the observation that this one ended with.
     """
 
     def __init__(
         self,
         capacity: int,
-        sizes: tuple[int, int],
+        sizes: tuple[int, int, int],
         device: torch.device | str,
         *,
         steps: int,
         envs: int,
         gamma: float,
     ) -> None:
-        """`sizes` of observation and action; `envs` transitions are stored at a time."""
+        """`sizes` of observation, action, streams; `envs` transitions are stored at a time."""
         # Whole steps of all environments, so that a row's successor is always N rows on.
-        super().__init__(-(-capacity // envs) * envs, *sizes, device)
+        rows = -(-capacity // envs) * envs
+        super().__init__(rows, *sizes[:2], device, streams=sizes[2])
         self.steps, self.envs, self.gamma = steps, envs, gamma
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
@@ -137,6 +144,8 @@ class NStep(Replay):
             discount = self.gamma**ahead
             batch.reward.addcmul_(going, row.reward, value=discount)
             batch.punishment.addcmul_(going, row.punishment, value=discount)
+            if batch.streams is not None and row.streams is not None:
+                batch.streams.addcmul_(going[:, None], row.streams, value=discount)
             taken = going.bool()
             batch.continues.copy_(torch.where(taken, discount * row.continues, batch.continues))
             batch.next_obs.copy_(torch.where(taken[:, None], row.next_obs, batch.next_obs))

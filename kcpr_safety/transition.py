@@ -19,3 +19,5 @@ class Batch(NamedTuple):
     """1 - terminated: 0 where the episode truly ended, 1 where time ran out or it goes on; over
     n steps, times gamma^(n - 1) (`replay.NStep`)."""
     next_obs: Float[Tensor, "batch obs"]
+    streams: Float[Tensor, "batch streams"] | None = None
+    """The punishment's parts that have budgets of their own, where a task has such."""

@@ -41,7 +41,7 @@ def filled(replay: Replay, lengths: tuple[tuple[int, ...], ...], *, terminal: bo
 
 
 def n_step(steps: int, capacity: int = 100) -> NStep:
-    return NStep(capacity, (2, 1), "cpu", steps=steps, envs=ENVS, gamma=GAMMA)
+    return NStep(capacity, (2, 1, 0), "cpu", steps=steps, envs=ENVS, gamma=GAMMA)
 
 
 def drawn(replay: Replay, size: int = 400) -> Batch:
@@ -82,7 +82,7 @@ def test_one_step_is_the_row_itself() -> None:
     lengths = ((4, 4), (8,))
     single = filled(n_step(1), lengths, terminal=True)
     plain = filled(Replay(100, 2, 1), lengths, terminal=True)
-    for a, b in zip(drawn(single), drawn(plain), strict=True):
+    for a, b in zip(drawn(single)[:6], drawn(plain)[:6], strict=True):
         assert torch.equal(a, b)
 
 

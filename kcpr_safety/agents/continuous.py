@@ -104,7 +104,10 @@ class Learner:
         ]
         self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
         self.log_tau = math.log(0.1)
-        self.controller = BudgetController(settings, task.budget, task.time_limit)
+        self.controller, *self.stream_controllers = (
+            BudgetController(settings, budget, task.time_limit)
+            for budget in (task.budget, *(budget for _, budget in task.streams))
+        )
         self.normaliser = Normaliser(task.obs_size, num_envs, settings.gamma, device=self.device)
         self.updates = 0
         self._inputs: dict[tuple[int, int], Tensor] = {}
@@ -119,6 +122,10 @@ class Learner:
         self.normaliser.add(batch.obs, batch.reward, ended)
         watched = self.noiseless_envs or self.settings.num_envs
         self.controller.suffered(float(batch.punishment[:watched].mean()))
+        if batch.streams is not None:
+            means = batch.streams[:watched].mean(0).tolist()
+            for controller, suffered in zip(self.stream_controllers, means, strict=True):
+                controller.suffered(suffered)
 
     @property
     def noiseless_envs(self) -> int:
@@ -126,15 +133,16 @@ class Learner:
         return round(self.settings.noiseless * self.settings.num_envs)
 
     def advance(self, steps: int) -> None:
-        """Let the budget controller follow these environment steps."""
-        self.controller.advance(steps)
+        """Let the budget controllers follow these environment steps."""
+        for controller in (self.controller, *self.stream_controllers):
+            controller.advance(steps)
 
     def memory(self, capacity: int) -> Replay:
         """Where transitions wait to be learned from."""
         settings = self.settings
         return NStep(
             capacity,
-            (self.task.obs_size, self.task.action_size),
+            (self.task.obs_size, self.task.action_size, len(self.task.streams)),
             self.device,
             steps=settings.n_step,
             envs=settings.num_envs,
@@ -148,7 +156,11 @@ class Learner:
 
     def status(self) -> dict[str, float]:
         """Numbers that a row of metrics shows beside those of an update."""
-        return {
+        streams: dict[str, float] = {}
+        for (name, _), controller in zip(self.task.streams, self.stream_controllers, strict=True):
+            streams[f"deployed_{name}"] = controller.pace
+            streams[f"coupling_m_{name}"] = controller.m
+        return streams | {
             "deployed_punishment": self.controller.pace,
             "coupling_m": self.controller.m,
             "lambda": self.weight,
@@ -259,8 +271,9 @@ class Learner:
             companion_charge = tau * log_prob[1] + k * companion_excess
         target = torch.empty_like(next_q)
         target[REWARD] = bellman.reward_target(reward, discount, next_q[REWARD], charge)
+        weighed = self.weighed(batch) * self.punishment_scale
         target[PUNISHMENT] = bellman.punishment_target(
-            punishment, discount, next_q[PUNISHMENT], companion_charge
+            weighed, discount, next_q[PUNISHMENT], companion_charge
         )
         target[EVALUATION] = bellman.evaluation_target(punishment, discount, next_q[EVALUATION])
         return target
@@ -282,7 +295,7 @@ class Learner:
         """Gradient of each row's actor losses by the actors' raw outputs."""
         settings = self.settings
         reward_slope, punishment_slope = slopes
-        pull = settings.lagrangian * self.controller.m
+        pull = settings.lagrangian * self.m
         slope = torch.sub(punishment_slope * pull, reward_slope) if pull else -reward_slope
         g = gradients.through_tanh(action[0], slope, self.tau)
         by_mean, by_spread = gradients.reward_gradient(g, heads.std[0], noise[0], self.tau)
@@ -363,15 +376,42 @@ class Learner:
         """tau_R, the reward module's entropy temperature."""
         return math.exp(self.log_tau)
 
+    @property
+    def m(self) -> float:
+        """The weight of punishment in force: the sum of all budgets' own."""
+        return self.controller.m + sum(controller.m for controller in self.stream_controllers)
+
+    def weighed(self, batch: Batch) -> Float[Tensor, "batch"]:
+        """The punishment that the punishment module learns from.
+
+        Without streams it is the punishment c itself. With them, each stream's controller pulls at
+        its own part, in units of its own budget:
+
+            (m c + sum_k m_k (B / B_k) c_k) / (m + sum_k m_k)
+
+        so that what is overspent weighs more, and at equal shares of all budgets as much as c.
+        """
+        if batch.streams is None:
+            return batch.punishment
+        own = [
+            controller.m * max(self.task.budget, 1.0) / max(budget, 1.0)
+            for (_, budget), controller in zip(
+                self.task.streams, self.stream_controllers, strict=True
+            )
+        ]
+        weights = torch.tensor(own, device=self.device)
+        total = batch.punishment * self.controller.m + batch.streams @ weights
+        return total / self.m
+
     def _companion_weights(self) -> tuple[float, float]:
-        """(tau_P, k_P) at the controller's present m."""
-        settings, m = self.settings, self.controller.m
+        """(tau_P, k_P) at the controllers' present m."""
+        settings, m = self.settings, self.m
         return settings.companion_entropy / m, settings.companion_coupling / m
 
     @property
     def weight(self) -> float:
         """lambda: the weight of punishment in force."""
-        settings, m = self.settings, self.controller.m
+        settings, m = self.settings, self.m
         if not settings.coupled:
             return settings.lagrangian * m
         return losses.coupling_weight(

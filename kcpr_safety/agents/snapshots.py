@@ -70,7 +70,13 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
 
 def snapshot(learner: Learner) -> dict[str, Tensor]:
     """Everything that a resumed run needs; by reference, so copy it before changing it."""
-    return {
+    streams = {
+        f"stream.{name}": torch.tensor([controller.integral, controller.pace], dtype=torch.float64)
+        for (name, _), controller in zip(
+            learner.task.streams, learner.stream_controllers, strict=True
+        )
+    }
+    return streams | {
         "parameters": learner.parameters,
         "target": learner.target.flat,
         "deployed": learner.deployed.flat,
@@ -104,3 +110,5 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     controller = learner.controller
     learner.log_tau, controller.integral, controller.pace, updates = tensors["scalars"].tolist()
     learner.updates = int(updates)
+    for (name, _), each in zip(learner.task.streams, learner.stream_controllers, strict=True):
+        each.integral, each.pace = tensors[f"stream.{name}"].tolist()

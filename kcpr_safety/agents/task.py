@@ -13,3 +13,5 @@ class Task(NamedTuple):
     """Allowed punishment per episode."""
     time_limit: int
     """Steps per full episode."""
+    streams: tuple[tuple[str, float], ...] = ()
+    """Parts of the punishment with budgets of their own: name, allowed punishment per episode."""

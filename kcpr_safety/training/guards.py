@@ -145,7 +145,8 @@ def dump(
     tensors |= {f"world.{key}": torch.from_numpy(array) for key, array in world.items()}
     batch = getattr(fault, "batch", None)
     if batch is not None:
-        tensors |= {f"batch.{key}": value for key, value in batch._asdict().items()}
+        held = batch._asdict().items()
+        tensors |= {f"batch.{key}": value for key, value in held if value is not None}
     header = {
         "schema_version": SCHEMA_VERSION,
         "fault": str(fault),

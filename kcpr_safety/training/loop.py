@@ -59,7 +59,13 @@ class Training:
         settings, contract = config.settings, config.contract
         self.folder, self.config, self.world, self.card = run, config, world, card
         self.family, self.actuation = family_of(config.agent), actuation_of(contract)
-        task = Task(contract.obs_size, self.actuation.choices, config.budget, contract.time_limit)
+        task = Task(
+            contract.obs_size,
+            self.actuation.choices,
+            config.budget,
+            contract.time_limit,
+            tuple((stream.name, stream.budget) for stream in contract.streams),
+        )
         self.learner: AnyLearner = self.family.make(
             settings, task, settings.num_envs, config.seed, config.device
         )
@@ -201,6 +207,7 @@ class Training:
             punishment=_tensor(punishment),
             continues=1.0 - _tensor(terminated),
             next_obs=_tensor(infos["final_obs"]),
+            streams=_tensor(infos["streams"]) if "streams" in infos else None,
         )
         ended = terminated | truncated
         self.guard.stored(batch, self.steps)
