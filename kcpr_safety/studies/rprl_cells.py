@@ -128,7 +128,7 @@ class Replays:
     def add(self, batch: Batch) -> None:
         if isinstance(self.each[0], Divided):
             self._routed = self.learner.route(batch).view(len(self.each), -1)
-        parts = [part.chunk(len(self.each)) for part in batch]
+        parts = [part.chunk(len(self.each)) for part in batch if part is not None]
         for replay, own in zip(self.each, zip(*parts, strict=True), strict=True):
             replay.add(Batch(*own))
 
@@ -138,7 +138,8 @@ class Replays:
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
         drawn = [replay.draw(size, generator) for replay in self.each]
-        return Batch(*(torch.cat(part) for part in zip(*drawn, strict=True)))
+        parts = (part for part in zip(*drawn, strict=True) if part[0] is not None)
+        return Batch(*(torch.cat(part) for part in parts))
 
 
 def judge(learner: DiscreteLearner, grid: Grid) -> list[tuple[float, float, float]]:
