@@ -87,7 +87,8 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         discount = settings.gamma * batch.continues.double()
         reward = batch.reward.double() * learner.normaliser.reward_scale
         punishment = batch.punishment.double() * learner.punishment_scale
-        deployed = torch.tanh(reward_policy[0])
+        average = split(learner.deployed.flat.double(), members, learner.actor.sizes)
+        deployed = torch.tanh(policies(average, next_obs, coupled=settings.coupled)[0][0])
         y_reward = bellman.reward_target(
             reward, discount, twins(target, 0, next_obs, action), charge
         )

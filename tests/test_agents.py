@@ -118,6 +118,15 @@ def test_the_punishment_value_is_that_of_its_own_policy() -> None:
     assert torch.equal(before[EVALUATION], after[EVALUATION])
 
 
+def test_the_evaluation_is_of_the_policy_that_files_hold() -> None:
+    learner, batch = make(), draw_batch(1)
+    before = targets(learner, batch)
+    learner.deployed.flat.mul_(2.0)
+    after = targets(learner, batch)
+    assert (before[EVALUATION] - after[EVALUATION]).abs().max() > 1e-3
+    assert torch.equal(before[: EVALUATION.start], after[: EVALUATION.start])
+
+
 def test_errors_of_the_evaluation_cancel_around_zero() -> None:
     """A clamp would keep the errors upwards alone; the punishment module's value has one."""
     wrong = torch.tensor([[-3.0, 3.0], [2.0, -2.0]])

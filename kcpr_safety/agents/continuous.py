@@ -256,8 +256,11 @@ class Learner:
     ) -> Float[Tensor, "critics batch"]:
         """What all six critics learn towards; everything here is about s'."""
         settings = self.settings
-        # The deployed action is the noiseless one; an uncoupled agent has one policy for all.
-        actions = torch.stack([action[0], action[-1], torch.tanh(heads.mean[0])])
+        # Q_C is about the policy that files hold: the actor that it averages suffers twice as much.
+        average = self.deployed.forward(next_obs[None], 1, use="backward")[0]
+        deployed = average[0, :, : self.task.action_size]
+        # An uncoupled agent has one policy for all.
+        actions = torch.stack([action[0], action[-1], torch.tanh(deployed)])
         next_q = self.target(self._twice(next_obs, actions))[..., 0]
         discount = settings.gamma * batch.continues
         reward = batch.reward * self.normaliser.reward_scale

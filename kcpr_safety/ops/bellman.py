@@ -2,7 +2,7 @@
 
     reward       y = r + g (min Q_R(s', a') - tau_R log pi_R(a'|s') - k_R X(pi_R)(s')),  a' ~ pi_R
     punishment   y = c + g (mean Q_P(s', a') + tau_P log pi_P(a'|s') + k_P X(pi_P)(s')), a' ~ pi_P
-    evaluation   y = c + g Q_C(s', a'),                        a' = the deployed, noiseless action
+    evaluation   y = c + g Q_C(s', a'),                        a' = the deployed policy's, noiseless
 
 X is the excess KL (`ops.gaussian`), g the discount after termination: g = gamma (1 - terminated);
 truncation bootstraps. Q_P and Q_C are punishments (>= 0). The maximum of the twins would be their
