@@ -8,7 +8,8 @@ ten minutes, a whole evaluation of the policy so far; every 20 s it notes steps,
 handles, threads, wall and CPU time of the process in RUN/soak.jsonl. Typed again, it goes on.
 `judge` fits a line to memory, to steps per CPU second and to steps per second after warm-up, and
 prints each slope with its 95 % interval (blocks of ten minutes are resampled, for neighbouring
-values are alike). Steps per CPU second do not feel what else the machine does; steps per second do.
+values are alike). Steps per CPU second feel what shares the core's caches; steps per second also
+what takes its time: nothing else should run, or something that never changes.
 Exit code 1 where an interval of memory or of steps per CPU second does not contain zero.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -30,8 +32,8 @@ FOREVER = 20_000_000
 """Steps that no soak reaches; a validation comes every 40th part of them."""
 NOTE_S = 20.0
 EVALUATE_S = 600.0
-WARM_UP_S = 900.0
-"""Until the replay is full; the first evaluation and validation build worlds and belong to it."""
+WARM_UP_S = 1800.0
+"""Until the replay is full and a few validations have found their memory."""
 BLOCK = 30
 """Notes that are resampled together."""
 SOAK_FILE = "soak.jsonl"
@@ -56,9 +58,13 @@ class Notes:
         if row["kind"] != "train":
             return
         if now - self.evaluated > EVALUATE_S and (self.run / "policy.safetensors").exists():
-            from kcpr_safety import evaluate
-
-            evaluate(self.run, episodes=5)
+            # As a user does it beside a training: in a process of its own.
+            evaluate = ["evaluate", str(self.run), "--episodes", "5", "--json"]
+            subprocess.run(
+                [sys.executable, "-m", "kcpr_safety", *evaluate],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             self.evaluated = time.perf_counter()
             self.evaluations += 1
         if now - self.noted > NOTE_S:
