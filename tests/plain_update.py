@@ -88,7 +88,7 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         reward = batch.reward.double() * learner.normaliser.reward_scale
         punishment = batch.punishment.double() * learner.punishment_scale
         average = split(learner.deployed.flat.double(), members, learner.actor.sizes)
-        deployed = torch.tanh(policies(average, next_obs, coupled=settings.coupled)[0][0])
+        deployed = torch.tanh(policies(average, next_obs, coupled=False)[0][0])
         y_reward = bellman.reward_target(
             reward, discount, twins(target, 0, next_obs, action), charge
         )

@@ -38,6 +38,11 @@ def draw_batch(seed: int = 0, size: int = 24, continues: float = 1.0) -> Batch:
     )
 
 
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    """All of a batch that is there."""
+    return [part for part in batch if part is not None]
+
+
 def make(settings: DiscreteSettings = SMALL, replicas: int = 1) -> DiscreteLearner:
     learner = DiscreteLearner(settings, TASK, num_envs=24 // replicas, seed=3, replicas=replicas)
     learner.observe(draw_batch(9), torch.zeros(24, dtype=torch.bool))
@@ -188,7 +193,7 @@ def test_replicas_learn_as_each_would_alone() -> None:
             for own, theirs in zip(stack.layers(), source.layers(), strict=True):
                 for a, b in zip(own, theirs, strict=True):
                     a.copy_(b[[k, 2 + k]])
-        alone.update(Batch(*(part[12 * k : 12 * (k + 1)] for part in batch)))
+        alone.update(Batch(*(part[12 * k : 12 * (k + 1)] for part in tensors(batch))))
         expected = [part for layer in slots(alone) for part in layer]
         torch.testing.assert_close(gradients[k], expected, atol=1e-6, rtol=1e-4)
 
@@ -271,7 +276,8 @@ def test_routing_follows_the_ratio_of_the_policies() -> None:
 def test_routed_batches_teach_each_module_from_its_own_buffer() -> None:
     learner = make(replace(SMALL, replay="routed", normalise=False))
     first, second = draw_batch(1, 24), draw_batch(2, 24)
-    learner.update(Batch(*(torch.cat(parts) for parts in zip(first, second, strict=True))))
+    pairs = zip(tensors(first), tensors(second), strict=True)
+    learner.update(Batch(*(torch.cat(pair) for pair in pairs)))
     for member, batch in enumerate((first, second)):
         shared = make(replace(SMALL, normalise=False))
         shared.update(batch)

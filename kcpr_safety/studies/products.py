@@ -81,6 +81,8 @@ def update_products(settings: Settings, obs_size: int, action_size: int) -> list
     counted += _products("actors through critics", FORWARD, 4, batch, critic)
     slopes = _products("actors through critics", INPUT, 4, batch, critic)
     counted += [replace(slopes[0], fan_in=action_size), *slopes[1:]]
+    # What the deployed policy would do at s', for Q_C.
+    counted += _products("deployed actor", FORWARD, 1, batch, actor)
     counted += _products("target critics", FORWARD, CRITICS, batch, critic)
     counted += _products("critics", FORWARD, CRITICS, batch, critic)
     counted += _products("critics", WEIGHT, CRITICS, batch, critic)
