@@ -82,5 +82,4 @@ def test_the_tutorial_as_printed_drives_to_the_mark(tmp_path: Path) -> None:
         record = json.loads((tmp_path / "runs" / name / "evaluation.json").read_text())
         print(name, record["return_mean"], record["punishment_mean"], record.get("success_share"))
         assert record["return_mean"] > least, record
-        # Trainings this short end close to the budget, on either side of it.
-        assert record["punishment_mean"] <= 1.5 * record["budget"], record
+        assert record["punishment_mean"] <= record["budget"], record

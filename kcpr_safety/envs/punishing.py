@@ -20,17 +20,13 @@ import numpy as np
 from jaxtyping import Float
 
 from kcpr_safety.envs import terms
+from kcpr_safety.envs.robot_words import names
 from kcpr_safety.errors import CardError, UnknownNameError
 from kcpr_safety.punishments import Punish
 
 Array = np.ndarray
 _SIMPLE = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
-_KINDS = {
-    "bodies": ("body", "nbody", mujoco.mjtObj.mjOBJ_BODY),
-    "geoms": ("geom", "ngeom", mujoco.mjtObj.mjOBJ_GEOM),
-    "joints": ("joint", "njnt", mujoco.mjtObj.mjOBJ_JOINT),
-    "actuators": ("actuator", "nu", mujoco.mjtObj.mjOBJ_ACTUATOR),
-}
+_KINDS = {"bodies": "body", "geoms": "geom", "joints": "joint", "actuators": "actuator"}
 
 
 @dataclass(frozen=True)
@@ -132,13 +128,13 @@ def _checked(row: Punish, where: str) -> terms.Term:
 
 def _numbers(model: Any, row: Punish, key: str, where: str) -> Array:
     """Numbers of what is named (`*` and `?` stand for letters), in the model's order."""
-    word, count, kind = _KINDS[key]
-    names = [mujoco.mj_id2name(model, kind, i) or "" for i in range(getattr(model, count))]
+    word = _KINDS[key]
+    known = names(model, word)
     found: set[int] = set()
     for pattern in getattr(row, key):
-        hits = {i for i, name in enumerate(names) if name and fnmatch.fnmatchcase(name, pattern)}
+        hits = {i for i, name in enumerate(known) if name and fnmatch.fnmatchcase(name, pattern)}
         if not hits:
-            raise CardError(f"{where}: {UnknownNameError(word, pattern, filter(None, names))}")
+            raise CardError(f"{where}: {UnknownNameError(word, pattern, filter(None, known))}")
         found |= hits
     return np.array(sorted(found), dtype=np.int64)
 

@@ -16,6 +16,7 @@ from kcpr_safety.errors import CardError
 KINDS = {
     "joint": mujoco.mjtObj.mjOBJ_JOINT,
     "body": mujoco.mjtObj.mjOBJ_BODY,
+    "geom": mujoco.mjtObj.mjOBJ_GEOM,
     "site": mujoco.mjtObj.mjOBJ_SITE,
     "sensor": mujoco.mjtObj.mjOBJ_SENSOR,
     "actuator": mujoco.mjtObj.mjOBJ_ACTUATOR,
@@ -24,6 +25,7 @@ KINDS = {
 _COUNTS = {
     "joint": "njnt",
     "body": "nbody",
+    "geom": "ngeom",
     "site": "nsite",
     "sensor": "nsensor",
     "actuator": "nu",
