@@ -14,6 +14,7 @@ taken and the fault is told. All is safetensors with JSON in the header; nothing
 code when it is read.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -204,6 +205,13 @@ def write_checkpoint(run: Path, state: State, replay: Replay, log: ReplayLog) ->
     else:
         _remove(earlier[GENERATIONS - 1 :])
         log.forget(spare=GENERATIONS - 1)
+    _return_free_memory()
+
+
+def _return_free_memory() -> None:
+    """Let glibc hand free pages back: else holes left by validations add up over days."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def checkpoint_files(run: Path) -> list[Path]:
