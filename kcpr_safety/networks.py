@@ -112,13 +112,13 @@ class Stack:
                 parameter.copy_((2.0 * drawn - 1.0) * bound)
         return self
 
-    def twin(self) -> "Stack":
-        """A copy with parameters of its own and the same workspace: a target network."""
+    def twin(self, flat: Tensor | None = None) -> "Stack":
+        """A copy over parameters of its own (`flat`), in the same workspace: a target network."""
         return Stack(
             self.members,
             self.sizes,
             layer_norm=self.layer_norm,
-            flat=self.flat.clone(),
+            flat=self.flat.clone() if flat is None else flat,
             workspace=self._workspace,
         )
 

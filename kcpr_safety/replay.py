@@ -131,8 +131,10 @@ class NStep(Replay):
         behind = min((self.steps - 1) * self.envs, len(self) - 1)
         drawn = torch.randint(len(self) - behind, (size,), generator=generator)
         oldest = self.added - len(self)
-        index = (drawn + oldest) % self.rows.shape[0]
+        index = (drawn + oldest) % self.rows.shape[0] if oldest else drawn
         batch = self.gather(index)
+        if self.steps == 1:
+            return batch
         # Views of the drawn buffer: what is written here is what the batch holds.
         going = batch.continues.clone()
         for ahead in range(1, self.steps):

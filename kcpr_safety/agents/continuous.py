@@ -94,8 +94,10 @@ class Learner:
         )
         self.actor.initialise(self.generator, last_scale=0.1)
         self.critic.initialise(self.generator)
-        self.target = self.critic.twin()
-        self.deployed = self.actor.twin()
+        self.average = self.parameters.clone()
+        """The slow average of all parameters: the deployed policy and the target critics."""
+        self.target = self.critic.twin(self.average[cut:])
+        self.deployed = self.actor.twin(self.average[:cut])
         """The slow average of the actors: what noiseless environments and policy files hold."""
         self.progress = 0.0
         """Share of training that is done, for the learning rate; the loop moves it."""
@@ -234,8 +236,7 @@ class Learner:
         self._step()
         entropy = -log_prob[0, :count].mean()
         self._tune_temperature(entropy)
-        self.target.flat.lerp_(self.critic.flat, self.settings.target_rate)
-        self.deployed.flat.lerp_(self.actor.flat, self.settings.target_rate)
+        self.average.lerp_(self.parameters, self.settings.target_rate)
         if not measure:
             return {}
         per_episode = self.task.time_limit * (1.0 - self.settings.gamma) / self.punishment_scale
@@ -266,15 +267,17 @@ class Learner:
         reward = batch.reward * self.normaliser.reward_scale
         punishment = batch.punishment * self.punishment_scale
         charge = self.tau * log_prob[0]
-        companion_charge = torch.zeros_like(charge)
         if heads.companion:
             excess, companion_excess = gradients.excess_kls(heads.companion, settings.softening)
-            charge = charge + settings.coupling * excess
+            charge.add_(excess, alpha=settings.coupling)
             tau, k = self._companion_weights()
-            companion_charge = tau * log_prob[1] + k * companion_excess
+            companion_charge = (tau * log_prob[1]).add_(companion_excess, alpha=k)
+        else:
+            companion_charge = torch.zeros_like(charge)
         target = torch.empty_like(next_q)
         target[REWARD] = bellman.reward_target(reward, discount, next_q[REWARD], charge)
-        weighed = self.weighed(batch) * self.punishment_scale
+        streams = batch.streams is not None
+        weighed = self.weighed(batch) * self.punishment_scale if streams else punishment
         target[PUNISHMENT] = bellman.punishment_target(
             weighed, discount, next_q[PUNISHMENT], companion_charge
         )
@@ -286,11 +289,12 @@ class Learner:
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
         """(dQ_R/da of the lower twin at pi_R's action, mean dQ_P/da of both at pi_P's)."""
         q, trace = self.critic.forward(self._twice(obs, action.expand(2, *obs.shape[:1], -1)), 4)
-        lower = (q[0] < q[1]).float()
-        half = torch.full_like(lower, 0.5)
-        weights = torch.stack([lower, 1.0 - lower, half, half])
+        weights = torch.full_like(q, 0.5)
+        torch.lt(q[0], q[1], out=weights[0])
+        torch.le(q[1], q[0], out=weights[1])
         slopes = self.critic.input_gradient(trace, weights, slice(self.task.obs_size, None))
-        return slopes[REWARD].sum(0), slopes[PUNISHMENT].sum(0)
+        reward, punishment = slopes.view(2, 2, *slopes.shape[1:]).sum(1)
+        return reward, punishment
 
     def _actor_gradient(
         self, slopes: tuple[Tensor, Tensor], action: Tensor, noise: Tensor, heads: Heads
@@ -301,19 +305,19 @@ class Learner:
         pull = settings.lagrangian * self.m
         slope = torch.sub(punishment_slope * pull, reward_slope) if pull else -reward_slope
         g = gradients.through_tanh(action[0], slope, self.tau)
-        by_mean, by_spread = gradients.reward_gradient(g, heads.std[0], noise[0], self.tau)
+        own = gradients.reward_gradient(g, heads.std[0], noise[0], self.tau)
         if not heads.companion:
-            return torch.cat([by_mean, by_spread * heads.slope[0]], dim=-1)[None]
-        by_coupling = gradients.coupling_gradient(
-            heads.companion, heads.std[0], settings.coupling, settings.softening
+            return torch.cat([own[0], own[1] * heads.slope[0]], dim=-1)[None]
+        by_mean, by_spread = gradients.coupled_gradient(
+            own, heads.companion, heads.std[0], settings.coupling, settings.softening
         )
         tau, k = self._companion_weights()
         g = gradients.through_tanh(action[1], punishment_slope, tau)
         by_offset, by_ratio = gradients.companion_gradient(
             g, heads.companion, (heads.std[0], heads.std[1]), noise[1], (tau, k, settings.softening)
         )
-        means = torch.stack([by_mean + by_coupling[0], by_offset])
-        spreads = torch.stack([by_spread + by_coupling[1], by_ratio])
+        means = torch.stack([by_mean, by_offset])
+        spreads = torch.stack([by_spread, by_ratio])
         return torch.cat([means, spreads * heads.slope], dim=-1)
 
     def _step(self) -> None:

@@ -39,11 +39,15 @@ def tanh_log_prob(pre_tanh: Vector, log_std: Vector, noise: Vector) -> Scalar:
     """log density of a = tanh(u) at u = mean + std * noise.
 
     log N(u) - sum log(1 - tanh(u)^2), the latter as 2 (log 2 - u - softplus(-2u)), which does not
-    overflow where tanh saturates.
+    overflow where tanh saturates; in as few operations as can be:
+
+        sum [ 2 (u + softplus(-2u)) - (log_std + noise^2 / 2) ] - d (log(2 pi) / 2 + 2 log 2)
     """
-    base = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-    correction = 2.0 * (math.log(2.0) - pre_tanh - softplus(-2.0 * pre_tanh))
-    return (base - correction).sum(-1)
+    # softplus with beta is log(1 + exp(beta u)) / beta
+    per_dim = torch.add(pre_tanh, softplus(pre_tanh, beta=-2.0), alpha=-2.0).mul_(2.0)
+    per_dim.sub_(torch.addcmul(log_std, noise, noise, value=0.5))
+    constant = 0.5 * math.log(2.0 * math.pi) + 2.0 * math.log(2.0)
+    return per_dim.sum(-1).sub_(constant * pre_tanh.shape[-1])
 
 
 def softened_kl(

@@ -44,10 +44,11 @@ class Companion(NamedTuple):
 def excess_kls(companion: Companion, softening: float) -> tuple[Scalar, Scalar]:
     """(X of the reward policy, X of its companion): each softened KL over that of agreement."""
     offset, log_ratio, square = companion
+    half, constant = 0.5 * softening, 0.5 * softening * offset.shape[-1]
     distance = offset.square()
-    inner = softening * (1.0 + distance) / square + 2.0 * log_ratio - softening
-    outer = softening * (square + distance) - 2.0 * log_ratio - softening
-    return 0.5 * inner.sum(-1), 0.5 * outer.sum(-1)
+    outer = torch.add(square, distance).mul_(half).sub_(log_ratio)
+    inner = torch.addcdiv(log_ratio, distance.add_(1.0), square, value=half)
+    return inner.sum(-1).sub_(constant), outer.sum(-1).sub_(constant)
 
 
 def through_tanh(action: Vector, q_slope: Vector, entropy: float) -> Vector:
@@ -62,12 +63,14 @@ def reward_gradient(g: Vector, std: Vector, noise: Vector, entropy: float) -> tu
     return g, (g * std).mul_(noise).sub_(entropy)
 
 
-def coupling_gradient(
-    companion: Companion, std: Vector, k: float, softening: float
+def coupled_gradient(
+    gradient: tuple[Vector, Vector], companion: Companion, std: Vector, k: float, softening: float
 ) -> tuple[Vector, Vector]:
-    """What the coupling adds to (d mean_R, d log std_R)."""
-    pull = companion.offset / (companion.square * std)
-    return pull.mul_(-k * softening), (k * softening / companion.square).sub_(k)
+    """(d mean_R, d log std_R) with the coupling, from those without it."""
+    by_mean, by_spread = gradient
+    pulled = torch.addcdiv(by_mean, companion.offset, companion.square * std, value=-k * softening)
+    spread = torch.add(by_spread, companion.square.reciprocal(), alpha=k * softening)
+    return pulled, spread.sub_(k)
 
 
 def companion_gradient(
