@@ -75,7 +75,8 @@ class Workspace:
             size = math.prod(shape)
             array = self._arrays.get(name)
             if array is None or array.numel() < size:
-                array = self._arrays[name] = like.new_empty(size)
+                with torch.inference_mode(False):  # for passes outside of it too
+                    array = self._arrays[name] = like.new_empty(size)
                 self._views = {k: v for k, v in self._views.items() if k[0] != name}
             view = self._views[name, shape] = array[:size].view(shape)
         return view

@@ -9,8 +9,9 @@ the actors: it is what files hold and what a share of the environments acts with
 is held by the policy that will be judged and not by the exploring one. SAC and SAC-Lag are the same
 code with one actor and k = 0.
 
-Speed lives here and in `networks`: no graph is recorded, every product is batched over members,
-and the rows of s and s' pass the actors together. `tests/plain_update.py` is the same update in
+Speed lives here and in `networks`: no graph is recorded (inference mode: some 250 small operations
+skip even the question), every product is batched over members, and the rows of s and s' pass the
+actors together. `tests/plain_update.py` is the same update in
 plain automatic differentiation; the tests hold the two together.
 
 The companion is expressed in the reward policy's own coordinates,
@@ -171,6 +172,7 @@ class Learner:
             "updates": self.updates,
         }
 
+    @torch.inference_mode()
     def act(self, obs: Float[Tensor, "envs obs"]) -> Float[Tensor, "envs action"]:
         """Actions in [-1, 1] of the reward module: exploring ones after the noiseless rows.
 
@@ -189,6 +191,7 @@ class Learner:
             drawn[: self.noiseless_envs] = self.deployed(first)[0, :, : self.task.action_size]
         return torch.tanh(drawn).cpu()
 
+    @torch.inference_mode()
     def evaluate(
         self, obs: Float[Tensor, "batch obs"], action: Float[Tensor, "batch action"]
     ) -> Float[Tensor, "batch"]:
@@ -200,7 +203,7 @@ class Learner:
 
     # -------------------------------------------------------------------------------- learning
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def update(self, batch: Batch, *, measure: bool = True) -> dict[str, Tensor]:
         """One update of everything from B transitions on the learner's device.
 
