@@ -58,29 +58,29 @@ MUTATIONS = (
     Mutation(
         "softening in the coupling's pull",
         "kcpr_safety/ops/gradients.py",
-        "return pull.mul_(-k * softening),",
-        "return pull.mul_(-k),",
+        "companion.square * std, value=-k * softening)",
+        "companion.square * std, value=-k)",
         "tests/test_ops_gradients.py",
     ),
     Mutation(
         "excess term, reward module",
         "kcpr_safety/ops/gradients.py",
-        "+ 2.0 * log_ratio - softening\n",
-        "+ 2.0 * log_ratio - 1.0 - math.log(softening)\n",
+        "inner.sum(-1).sub_(constant)",
+        "inner.sum(-1).sub_(constant * (1.0 + math.log(softening)) / softening)",
         "tests/test_agents.py tests/test_ops_gradients.py",
     ),
     Mutation(
         "excess term, punishment module",
         "kcpr_safety/ops/gradients.py",
-        "- 2.0 * log_ratio - softening\n",
-        "- 2.0 * log_ratio - 1.0 - math.log(softening)\n",
+        "outer.sum(-1).sub_(constant)",
+        "outer.sum(-1).sub_(constant * (1.0 + math.log(softening)) / softening)",
         "tests/test_agents.py tests/test_ops_gradients.py",
     ),
     Mutation(
         "tanh correction",
         "kcpr_safety/ops/gaussian.py",
-        "return (base - correction).sum(-1)",
-        "return base.sum(-1)",
+        "per_dim = torch.add(pre_tanh, softplus(pre_tanh, beta=-2.0), alpha=-2.0).mul_(2.0)",
+        "per_dim = torch.zeros_like(pre_tanh)",
         "tests/test_ops_gaussian.py",
     ),
     Mutation(
@@ -170,8 +170,8 @@ MUTATIONS = (
     Mutation(
         "punishment value of the wrong policy",
         "kcpr_safety/agents/continuous.py",
-        "actions = torch.stack([action[0], action[-1], torch.tanh(heads.mean[0])])",
-        "actions = torch.stack([action[0], action[0], torch.tanh(heads.mean[0])])",
+        "actions = torch.stack([action[0], action[-1], torch.tanh(deployed)])",
+        "actions = torch.stack([action[0], action[0], torch.tanh(deployed)])",
         "tests/test_agents.py",
     ),
 )
