@@ -480,6 +480,23 @@ def test_what_is_punished_is_what_happens(world: QuadrupedWorld) -> None:
 
 
 @needs_models
+def test_who_touches_the_floor_is_in_mujocos_list_of_contacts(world: QuadrupedWorld) -> None:
+    """Counted, not looked up, in a step; against the list, with robots that stumble and lie."""
+    body = world.body
+    harmless = {*body.feet.tolist(), body.model.geom("floor").id}
+    seen = []
+    for action in random_actions(world, 150):
+        world.step(action)
+        assert world.motion is not None
+        for i in np.flatnonzero(world.elapsed):
+            pairs = world.datas[i].contact.geom
+            guilty = not set(pairs.ravel().tolist()) <= harmless
+            assert world.motion.body_contact[i] == guilty
+            seen.append(guilty)
+    assert 0 < sum(seen) < len(seen)
+
+
+@needs_models
 def test_speed_and_slip_are_those_of_the_places(world: QuadrupedWorld) -> None:
     before = np.array([data.qpos[:2] for data in world.datas])
     for action in random_actions(world, 30):

@@ -69,14 +69,14 @@ class QuadrupedWorld(World):
         self.datas = [mujoco.MjData(model) for model in self.models]
         self._ctrl = [data.ctrl for data in self.datas]
         self._views = [
-            view.reshape(-1)
+            (data.qpos, data.qvel, data.actuator_force, data.geom_xpos.reshape(-1))
             for data in self.datas
-            for view in (data.qpos, data.qvel, data.actuator_force, data.geom_xpos)
         ]
         model = body.model
-        self._cuts = np.cumsum([model.nq, model.nv, model.nu])
-        self._no_foot = np.ones(model.ngeom, dtype=bool)
-        self._no_foot[[*body.feet, model.geom("floor").id]] = False
+        self._cuts = np.cumsum([model.nq, model.nv, model.nu]).tolist()
+        self._rows = np.zeros((num_envs, self._cuts[-1] + 3 * model.ngeom))
+        """What the views showed when they were last noted."""
+        self._contacts = [0] * num_envs
         self._late = [0] * num_envs
         self._target = np.zeros((num_envs, model.nu))
         self._ordered = np.zeros((num_envs, model.nu))
@@ -105,32 +105,44 @@ class QuadrupedWorld(World):
             mujoco.mj_step(model, data, nstep=late)
         self._ctrl[i][:] = self._ordered[i]
         mujoco.mj_step(model, data, nstep=unitree.SUBSTEPS - late)
+        self._note(i)
+
+    def _note(self, i: int) -> None:
+        """While they are still in the core's cache."""
+        np.concatenate(self._views[i], out=self._rows[i])
+        self._contacts[i] = self.datas[i].ncon
 
     def _push(self) -> None:
-        for i, k in np.argwhere(self._kick_steps == self._steps[:, None]).tolist():
-            self.datas[i].qvel[:2] += self._kicks[i, k]
+        now = self._kick_steps == self._steps[:, None]
+        if now.any():
+            for i, k in np.argwhere(now).tolist():
+                self.datas[i].qvel[:2] += self._kicks[i, k]
 
     def _read(self) -> tuple[Array, Array, Array, Array]:
-        """Positions, velocities, torques, places of all geoms: a row for each environment."""
-        rows = np.concatenate(self._views).reshape(self.num_envs, -1)
-        qpos, qvel, force, geoms = np.split(rows, self._cuts, axis=1)
-        return qpos, qvel, force, geoms.reshape(self.num_envs, -1, 3)
+        """Noted positions, velocities, torques, places of all geoms: a row an environment."""
+        rows, (a, b, c) = self._rows, self._cuts
+        geoms = rows[:, c:].reshape(self.num_envs, -1, 3)
+        return rows[:, :a], rows[:, a:b], rows[:, b:c], geoms
 
     def _advance(self, action: Float[Array, "envs action"]) -> Outcome:
         before, self._target = self._target, action
         self._ordered[:, self.body.motors] = action
         self._push()
+        self._rows = np.empty_like(self._rows)  # those of the step before may be in use
         self._crew.each(self._simulate, self.num_envs)
         self._steps += 1
         qpos, qvel, force, geoms = self._read()
         bounded = np.abs(qpos[:, 2:]).max(axis=1) < _HUGE
         unstable = ~(bounded & (np.abs(qvel) < _HUGE).all(axis=1) & np.isfinite(qpos).all(axis=1))
-        # Rows that mean nothing are put where everything is defined; they are never handed out.
-        qpos[unstable], qvel[unstable], force[unstable] = self.body.stance, 0.0, 0.0
-        motion = self.motion = self._moved(qpos, qvel, force, geoms, action - before)
+        if unstable.any():
+            # Rows that mean nothing are put where everything is defined; they are not handed out.
+            qpos[unstable], qvel[unstable], force[unstable] = self.body.stance, 0.0, 0.0
+        gravity = walking.gravity_of(qpos[:, 3:7])
+        tilt = walking.tilt_of(gravity)
+        motion = self.motion = self._moved(qpos, qvel, force, geoms, tilt, action - before)
         phase = walking.clock_of(self._steps, self._phase)
         return Outcome(
-            obs=self._observed(qpos, qvel, phase),
+            obs=self._observed(gravity, qpos, qvel, phase),
             reward=walking.reward_of(motion, self._command, phase),
             punishment=walking.punishment_of(motion),
             terminated=walking.fallen(motion.height, motion.tilt),
@@ -138,42 +150,44 @@ class QuadrupedWorld(World):
             unstable=unstable,
         )
 
-    def _moved(self, qpos: Array, qvel: Array, force: Array, geoms: Array, change: Array) -> Motion:
+    def _moved(
+        self, qpos: Array, qvel: Array, force: Array, geoms: Array, tilt: Array, change: Array
+    ) -> Motion:
         body = self.body
         place, quaternion = qpos[:, :3], qpos[:, 3:7]
         speed = walking.speed_over(place, self._place, walking.heading_of(quaternion))
         feet = geoms[:, body.feet]
         clearance = feet[:, :, 2] - body.foot_radius
-        moved = np.linalg.norm((feet - self._feet)[:, :, :2], axis=2) / unitree.PERIOD_S
+        way = feet - self._feet
+        moved = np.sqrt(np.square(way[:, :, 0]) + np.square(way[:, :, 1])) / unitree.PERIOD_S
         stood = self._feet[:, :, 2] - body.foot_radius < walking.TOUCHES
         self._place, self._feet = place, feet
-        gravity = walking.gravity_of(quaternion)
         return Motion(
             forward=speed[:, 0],
             sideways=speed[:, 1],
             climb=speed[:, 2],
             spin=qvel[:, 3:6],
             height=place[:, 2],
-            tilt=walking.tilt_of(gravity),
+            tilt=tilt,
             torque=force[:, body.motors] / body.torque,
             speed=qvel[:, body.rates] / body.speed,
             change=change,
             clearance=clearance,
             slip=np.where(stood & (clearance < walking.TOUCHES), moved, 0.0),
-            body_contact=self._touched(),
+            body_contact=self._touched(clearance),
         )
 
-    def _touched(self) -> Array:
-        """Who touches the floor with anything but a foot."""
-        pairs = [data.contact.geom for data in self.datas]
-        row = np.repeat(np.arange(self.num_envs), [len(pair) for pair in pairs])
-        guilty = self._no_foot[np.concatenate(pairs)].any(axis=1)
-        return np.bincount(row[guilty], minlength=self.num_envs) > 0
+    def _touched(self, clearance: Float[Array, "envs 4"]) -> Array:
+        """Who touches the floor with anything but a foot: who has more contacts than feet on it.
 
-    def _observed(self, qpos: Array, qvel: Array, phase: Array) -> Array:
+        Only the floor is touched, and by a sphere in one place, from its margin on.
+        """
+        return np.asarray(self._contacts > (clearance <= self.body.foot_margin).sum(axis=1))
+
+    def _observed(self, gravity: Array, qpos: Array, qvel: Array, phase: Array) -> Array:
         sensed = np.concatenate(
             [
-                walking.gravity_of(qpos[:, 3:7]),
+                gravity,
                 qvel[:, 3:6],
                 qpos[:, self.body.angles],
                 qvel[:, self.body.rates],
@@ -188,13 +202,16 @@ class QuadrupedWorld(World):
             self._place_robot(i, drawn(self._quadruped, seed))
         # New arrays: those of the step before may be in somebody's hands.
         self._target, self._place = self._target.copy(), self._place.copy()
-        self._feet = self._feet.copy()
+        self._feet, self._rows = self._feet.copy(), self._rows.copy()
+        for i in indices.tolist():
+            self._note(i)
         self._target[indices] = self.body.rest
         qpos, qvel, _, geoms = self._read()
         self._place[indices] = qpos[indices, :3]
         self._feet[indices] = geoms[indices][:, self.body.feet]
         phase = walking.clock_of(self._steps, self._phase)
-        rows: Array = self._observed(qpos, qvel, phase)[indices]
+        gravity = walking.gravity_of(qpos[:, 3:7])
+        rows: Array = self._observed(gravity, qpos, qvel, phase)[indices]
         return rows
 
     def _place_robot(self, i: int, given: Conditions) -> None:
@@ -223,6 +240,8 @@ class QuadrupedWorld(World):
         return Simulations(models, self.datas, substeps, False, revive=self._revive)
 
     def _revive(self) -> None:
+        for i in range(self.num_envs):
+            self._note(i)
         qpos = self._read()[0]
         tilt = walking.tilt_of(walking.gravity_of(qpos[:, 3:7]))
         down = np.flatnonzero(walking.fallen(qpos[:, 2], tilt))

@@ -124,6 +124,8 @@ class Body:
         self.trunk = int(model.body(robot.trunk).id)
         self.feet = np.array([model.geom(leg).id for leg in LEGS])
         self.foot_radius = float(model.geom_size[self.feet[0], 0])
+        self.foot_margin = model.geom_margin[self.feet]
+        """So far above the floor a foot is in contact already [m]."""
         self.rest = np.array([servo.rest for servo in self.servos])
         self.torque = np.array([servo.torque for servo in self.servos])
         self.speed = np.array([servo.speed for servo in self.servos])

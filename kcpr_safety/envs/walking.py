@@ -116,7 +116,7 @@ def gait_of(clearance: Float[Array, "envs 4"], phase: PerEnv) -> PerEnv:
     """How well the feet keep time, from 0 to 1."""
     standing = (phase[:, None] + _OFFSETS) % 1.0 < 0.5
     stood = (standing & (clearance < TOUCHES)).sum(axis=1) / 2
-    lifted = np.clip(clearance / _SWING_HEIGHT, 0.0, 1.0)
+    lifted = _share(clearance, 0.0, _SWING_HEIGHT)
     return np.asarray(stood * np.where(standing, 0.0, lifted).sum(axis=1) / 2)
 
 
@@ -127,8 +127,8 @@ def reward_of(motion: Motion, command: Float[Array, "envs 2"], phase: PerEnv) ->
     costs = (
         0.5 * np.square(motion.climb)
         + 0.02 * np.square(motion.spin[:, :2]).sum(axis=1)
-        + 0.2 * np.square(motion.change).mean(axis=1)
-        + 0.1 * np.square(motion.torque).mean(axis=1)
+        + 0.2 * (np.square(motion.change).sum(axis=1) / len(JOINTS))
+        + 0.1 * (np.square(motion.torque).sum(axis=1) / len(JOINTS))
     )
     earned = 1.0 - missed / 0.5 + 0.2 * np.exp(-turned / 0.25)
     earned = earned + 0.5 * gait_of(motion.clearance, phase)
@@ -159,7 +159,7 @@ def tilt_of(gravity: Float[Array, "envs 3"]) -> PerEnv:
 
 def punishment_of(motion: Motion) -> PerEnv:
     """Punishment of one control period, from 0 to 1."""
-    total = np.minimum(np.sum(list(punishments_of(motion).values()), axis=0), 1.0)
+    total = np.minimum(sum(punishments_of(motion).values()), 1.0)
     return np.where(fallen(motion.height, motion.tilt), 1.0, total)
 
 
@@ -172,4 +172,5 @@ def speed_over(place: Float[Array, "envs 3"], before: Array, heading: PerEnv) ->
 
 def _share(value: Array, low: float, high: float) -> Array:
     """0 up to `low`, 1 from `high` on."""
-    return np.clip((value - low) / (high - low), 0.0, 1.0)
+    # `np.clip` takes three times as long for as few numbers.
+    return np.minimum(np.maximum((value - low) / (high - low), 0.0), 1.0)
