@@ -2,11 +2,14 @@
 
     python scripts/quadruped.py train [--robot go1] [--steps N] [--seed 0] [--out RUN]
     python scripts/quadruped.py judge RUN [--episodes 50] [--speed 0.5] [--json]
+    python scripts/quadruped.py film RUN --out walk.gif [--seconds 4]
 
 `train` is `kcpr-safety train` with the robot's card. `judge` walks the kept policy straight on
 evaluation seeds, floor, load, motors, delay, pushes and noise drawn from them, and counts as good
 an episode that lasts, with the mean speed within 0.1 m/s of the commanded one and punishment within
 the budget. Beside the mean's error it tells the mean error of speeds averaged over one second.
+`film` shows the stretch of the first evaluation episode in which most punishment falls. RUN may be
+a run folder, a bundle, or the name of a shipped policy.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from kcpr_safety import api, envs
 from kcpr_safety.cli.show import progress
@@ -29,6 +33,7 @@ from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED, EpisodeSeeds, evaluation_seeds
 from kcpr_safety.stats import mean_interval, share_interval
 from kcpr_safety.training.evaluation import OnStep, act_by_row, torch_threads
+from kcpr_safety.training.video import record_video
 
 TASKS = {"go1": "UnitreeGo1Walk-v0", "go2": "UnitreeGo2Walk-v0"}
 ALLOWED = 0.1  # error of the mean speed [m/s]
@@ -48,6 +53,10 @@ def main() -> int:
     judge.add_argument("--episodes", type=int, default=50)
     judge.add_argument("--speed", type=float, default=0.5, help="commanded, forward [m/s]")
     judge.add_argument("--json", action="store_true")
+    film = commands.add_parser("film")
+    film.add_argument("run", type=Path)
+    film.add_argument("--out", type=Path, required=True, help=".gif or .mp4")
+    film.add_argument("--seconds", type=float, default=4.0)
     given = parser.parse_args()
     try:
         if given.command == "train":
@@ -56,8 +65,12 @@ def main() -> int:
                 TASKS[given.robot], steps=given.steps, seed=given.seed, out=out, progress=True
             )
             print(f"{out}; judge it with: python scripts/quadruped.py judge {out}")
+        elif given.command == "judge":
+            show(judged(api.locate(given.run), given.episodes, given.speed), given.json)
         else:
-            show(judged(given.run, given.episodes, given.speed), given.json)
+            place = api.locate(given.run)
+            with Console(stderr=True).status(f"filming {place}: half a minute"):
+                record_video(place, given.out, FIRST_EVALUATION_SEED, seconds=given.seconds)
     except KcprError as fault:
         print(fault, file=sys.stderr)
         return 2

@@ -197,10 +197,9 @@ def test_films_show_the_median_and_the_worst_episode() -> None:
 
 
 def test_a_film_shows_the_stretch_with_most_punishment() -> None:
-    frames: Any = list(range(10))
-    assert most_punished(frames, [0, 0, 1, 0, 0, 0, 2, 2, 0, 0], 3) == [5, 6, 7]
-    assert most_punished(frames, [0.0] * 10, 3) == [0, 1, 2]
-    assert most_punished(frames, [0.0] * 10, 30) == frames
+    assert most_punished([0, 0, 1, 0, 0, 0, 2, 2, 0, 0], 3) == range(5, 8)
+    assert most_punished([0.0] * 10, 3) == range(3)
+    assert most_punished([0.0] * 10, 30) == range(10)
 
 
 def test_where_nothing_can_be_filmed_the_index_says_why(

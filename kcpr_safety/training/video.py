@@ -5,9 +5,11 @@ complain at its end, and must choose their backend before anything else is loade
 """
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,12 @@ def record_video(place: Path, out: Path, eval_seed: int, *, seconds: float | Non
 
 
 def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -> None:
-    """The child's work: step the official environment, keep every n-th picture, write the file."""
+    """The child's work: step the official environment, keep every n-th picture, write the file.
+
+    With `seconds` the episode is played twice: pictures take longer than physics, so that the first
+    time none is made.
+    """
     import imageio.v3
-    import torch
 
     from kcpr_safety import envs
     from kcpr_safety.controller import controller_from_tensors
@@ -74,22 +79,19 @@ def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -
         )
     period = policy.contract.period_s
     stride = max(1, round(1.0 / (_MOST_FRAMES_PER_S[out.suffix] * period)))
-    obs, _ = env.reset(seed=eval_seed)
-    frames: list[np.ndarray] = []
-    punished: list[float] = []
-    for step in range(policy.contract.time_limit):
-        if step % stride == 0:
-            frames.append(env.render())
-            punished.append(0.0)
-        with torch.inference_mode():
-            row = torch.as_tensor(np.asarray(obs).ravel(), dtype=torch.float32)
-            action = controller(row[None])[0].numpy().astype(np.float64)
-        obs, _, cost, terminated, truncated, _ = env.step(action)
-        punished[-1] += float(cost)
-        if terminated or truncated:
-            break
+    limit = policy.contract.time_limit
+    shown = range(-(-limit // stride))
     if seconds is not None:
-        frames = most_punished(frames, punished, max(1, round(seconds / (period * stride))))
+        costs = _played(env, controller, eval_seed, limit, lambda step: None)
+        punished = [math.fsum(costs[i : i + stride]) for i in range(0, len(costs), stride)]
+        shown = most_punished(punished, max(1, round(seconds / (period * stride))))
+    frames: list[np.ndarray] = []
+
+    def look(step: int) -> None:
+        if step % stride == 0 and step // stride in shown:
+            frames.append(env.render())
+
+    _played(env, controller, eval_seed, min(limit, shown.stop * stride), look)
     fresh = out.with_name(f".{out.stem}.new{out.suffix}")
     with faults_of(f"cannot write {out}"):
         if out.suffix == ".gif":
@@ -99,13 +101,33 @@ def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -
         fresh.replace(out)
 
 
-def most_punished(frames: list[np.ndarray], punished: list[float], length: int) -> list[np.ndarray]:
+def _played(
+    env: Any, controller: Any, seed: int, steps: int, look: Callable[[int], None]
+) -> list[float]:
+    """Punishment of each step of an episode; `look(step)` comes before it."""
+    import torch
+
+    obs, _ = env.reset(seed=seed)
+    punished: list[float] = []
+    for step in range(steps):
+        look(step)
+        with torch.inference_mode():
+            row = torch.as_tensor(np.asarray(obs).ravel(), dtype=torch.float32)
+            action = controller(row[None])[0].numpy().astype(np.float64)
+        obs, _, cost, terminated, truncated, _ = env.step(action)
+        punished.append(float(cost))
+        if terminated or truncated:
+            break
+    return punished
+
+
+def most_punished(punished: Sequence[float], length: int) -> range:
     """The `length` pictures in a row in which most punishment falls; the first such row."""
-    if len(frames) <= length:
-        return frames
+    if len(punished) <= length:
+        return range(len(punished))
     sums = np.convolve(punished, np.ones(length), mode="valid")
     start = int(sums.argmax())
-    return frames[start : start + length]
+    return range(start, start + length)
 
 
 if __name__ == "__main__":
