@@ -132,8 +132,8 @@ class QuadrupedWorld(World):
         self._crew.each(self._simulate, self.num_envs)
         self._steps += 1
         qpos, qvel, force, geoms = self._read()
-        bounded = np.abs(qpos[:, 2:]).max(axis=1) < _HUGE
-        unstable = ~(bounded & (np.abs(qvel) < _HUGE).all(axis=1) & np.isfinite(qpos).all(axis=1))
+        bounded = np.abs(self._rows[:, 2 : self._cuts[1]]).max(axis=1) < _HUGE
+        unstable = ~(bounded & np.isfinite(qpos[:, :2]).all(axis=1))
         if unstable.any():
             # Rows that mean nothing are put where everything is defined; they are not handed out.
             qpos[unstable], qvel[unstable], force[unstable] = self.body.stance, 0.0, 0.0

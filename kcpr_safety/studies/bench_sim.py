@@ -13,6 +13,9 @@ alike; the median of the windows counts:
 
 A step costs 1/speed; resets are timed apart and added at the rate of one per time limit, so that
 episodes that random actions end early do not blur the comparison.
+
+One thread beside the limit is also told in CPU time, which other processes on the core leave alone
+but for its caches.
 """
 
 import os
@@ -26,6 +29,7 @@ import numpy as np
 
 from kcpr_safety import envs
 from kcpr_safety.envs.crew import default_threads
+from kcpr_safety.errors import SettingsError
 
 DEFAULT_TASK = "SafetyPointGoal1-v0"
 DEFAULT_ENVS = 32
@@ -33,16 +37,24 @@ DEFAULT_ENVS = 32
 
 @dataclass
 class _Clock:
-    """Seconds per environment step, window by window, and per reset."""
+    """Seconds per environment step, window by window, and per reset: passed, and computed."""
 
-    steps: list[float] = field(default_factory=list)
-    resets: list[float] = field(default_factory=list)
+    steps: list[np.ndarray] = field(default_factory=list)
+    resets: list[np.ndarray] = field(default_factory=list)
 
-    def rate(self, time_limit: int, resets: bool = True) -> float:
+    def rate(self, time_limit: int, resets: bool = True, cpu: bool = False) -> float:
         """Environment steps per second."""
-        step = float(np.median(self.steps))
-        reset = float(np.median(self.resets)) if resets and self.resets else 0.0
-        return 1.0 / (step + reset / time_limit)
+        step = np.median(self.steps, axis=0)
+        reset = np.median(self.resets, axis=0) if resets and self.resets else np.zeros(2)
+        return float(1.0 / (step + reset / time_limit)[int(cpu)])
+
+    def reset_ms(self) -> float:
+        return 1e3 * float(np.median(self.resets, axis=0)[0])
+
+
+def _now() -> np.ndarray:
+    """Time passed, and CPU time of this thread [s]."""
+    return np.array([time.perf_counter(), time.thread_time()])
 
 
 class _Official:
@@ -55,18 +67,18 @@ class _Official:
         self.reset()
 
     def reset(self) -> None:
-        start = time.perf_counter()
+        start = _now()
         self.env.reset(seed=self.seed)
-        self.clock.resets.append(time.perf_counter() - start)
+        self.clock.resets.append(_now() - start)
         self.seed += 1
 
     def window(self, seconds: float) -> None:
-        stepping, count = 0.0, 0
-        while stepping < seconds:
+        stepping, count = np.zeros(2), 0
+        while stepping[0] < seconds:
             action = self.env.action_space.sample()
-            start = time.perf_counter()
+            start = _now()
             *_, terminated, truncated, _ = self.env.step(action)
-            stepping += time.perf_counter() - start
+            stepping += _now() - start
             count += 1
             if terminated or truncated:
                 self.reset()
@@ -81,7 +93,7 @@ class _Ours:
             envs.resolve(task), num_envs, episode_seeds=lambda i, k: i + k, threads=threads
         )
         self.clock = _Clock()
-        self._resetting = 0.0
+        self._resetting = np.zeros(2)
         self._begin: Callable[..., Any] = self.world._begin
         self.world._begin = self._timed_begin  # type: ignore[method-assign]
         entries = self.world.contract.action
@@ -92,22 +104,22 @@ class _Ours:
         self.clock.resets.clear()  # the first one builds what later ones find
 
     def _timed_begin(self, indices: np.ndarray, given: list[int | None]) -> Any:
-        start = time.perf_counter()
+        start = _now()
         obs = self._begin(indices, given)
-        spent = time.perf_counter() - start
-        self._resetting += spent
+        spent = _now() - start
+        self._resetting = self._resetting + spent
         self.clock.resets += [spent / len(indices)] * len(indices)
         return obs
 
     def window(self, seconds: float) -> None:
         num_envs = self.world.num_envs
-        stepping, count = 0.0, 0
-        while stepping < seconds:
+        stepping, count = np.zeros(2), 0
+        while stepping[0] < seconds:
             action = self._rng.uniform(self._low, self._high, (num_envs, len(self._low)))
-            self._resetting = 0.0
-            start = time.perf_counter()
+            self._resetting = np.zeros(2)
+            start = _now()
             self.world.step(action)
-            stepping += time.perf_counter() - start - self._resetting
+            stepping += _now() - start - self._resetting
             count += num_envs
         self.clock.steps.append(stepping / count)
         self.world.reset()
@@ -117,7 +129,7 @@ class _Limit:
     """Physics alone: a world's own models and states, stepped in a bare loop on one thread."""
 
     def __init__(self, task: str, num_envs: int) -> None:
-        self.clock = _Clock()
+        self.clock, self.task = _Clock(), task
         self.world: Any = envs.make_world(
             envs.resolve(task), num_envs, episode_seeds=lambda i, k: i + k, threads=1
         )
@@ -126,13 +138,15 @@ class _Limit:
 
     def window(self, seconds: float) -> None:
         bare = self.world.simulations()
+        if bare is None:
+            raise SettingsError(f"{self.task} has no MuJoCo model here: no bare physics to time")
         models, datas = bare.models, bare.datas
         low, high = models[0].actuator_ctrlrange.T
-        stepping, count = 0.0, 0
-        while stepping < seconds:
+        stepping, count = np.zeros(2), 0
+        while stepping[0] < seconds:
             controls = self._rng.uniform(low, high, (len(datas), len(low)))
             moved = bare.plan_moved()
-            start = time.perf_counter()
+            start = _now()
             for i, (model, data) in enumerate(zip(models, datas, strict=True)):
                 data.ctrl[:] = controls[i]
                 if moved is None:
@@ -143,7 +157,7 @@ class _Limit:
                         mujoco.mj_step(model, data)
                 if bare.ends_with_forward:
                     mujoco.mj_forward(model, data)
-            stepping += time.perf_counter() - start
+            stepping += _now() - start
             count += len(datas)
             bare.revive()
         self.clock.steps.append(stepping / count)
@@ -194,6 +208,8 @@ def bench_sim(
         "ratio_limit": rates["ours"] / bare,
         "one_thread_steps_per_s": alone.clock.rate(steps),
         "one_thread_ratio_limit": alone.clock.rate(steps) / bare,
+        "one_thread_ratio_limit_cpu": alone.clock.rate(steps, cpu=True)
+        / limit.clock.rate(steps, cpu=True),
         "without_resets": {
             "official_steps_per_s": official.clock.rate(steps, resets=False),
             "official_fixed_steps_per_s": fixed.clock.rate(steps, resets=False),
@@ -201,9 +217,9 @@ def bench_sim(
             "one_thread_steps_per_s": alone.clock.rate(steps, resets=False),
         },
         "reset_ms": {
-            "official": 1e3 * float(np.median(official.clock.resets)),
-            "official_fixed": 1e3 * float(np.median(fixed.clock.resets)),
-            "ours": 1e3 * float(np.median(ours.clock.resets)),
+            "official": official.clock.reset_ms(),
+            "official_fixed": fixed.clock.reset_ms(),
+            "ours": ours.clock.reset_ms(),
         },
         "load_average": os.getloadavg()[0],
     }
