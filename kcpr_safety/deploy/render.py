@@ -97,9 +97,24 @@ def _interface(card: Card, _: str) -> str:
             _table(("", "entry", "unit", "5 / 50 / 95 %", "seen", "hard range"), rows),
             "\nActions:\n",
             _table(("entry", "unit", "bounds", "most change a step", "safe"), actions),
+            *_servos(card["contract"].get("servos", ())),
             "",
         ]
     )
+
+
+def _servos(servos: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the robot's own controllers must be set to, where actions are their targets."""
+    if not servos:
+        return []
+    keys = ("kp", "kd", "rest", "torque", "speed")
+    rows = [(f"`{servo['joint']}`", *(f"{servo[key]:g}" for key in keys)) for servo in servos]
+    columns = ("joint", "kp [N m/rad]", "kd [N m s/rad]", "rest [rad]")
+    return [
+        "\nServos, in the actions' order: torque = kp (target - angle) - kd rate, limited; rest is "
+        "the pose to start from and the safe action:\n",
+        _table((*columns, "torque limit [N m]", "speed limit [rad/s]"), rows),
+    ]
 
 
 def _safety(card: Card, _: str) -> str:
@@ -178,13 +193,15 @@ def _stress(card: Card, _: str) -> str:
         ):
             cells += [form.format(row[way][key]) for way in ("nominal", "assured")]
         rows.append(tuple(cells))
+    left_out = ", ".join(stress.get("left_out", ()))
+    untried = f"\n\nNot tried, for want of a MuJoCo model: {left_out}." if left_out else ""
     verdict = stress["verdict"]
     words = "helps" if verdict["helps"] else "does not help"
     return (
         f"## Faults\n\n{stress['episodes']} episodes each, without and with runtime assurance "
         "(`step`).\n\n"
         + _table(("fault", "return", "with", "punishment", "with", "over budget", "with"), rows)
-        + f"\n\nRuntime assurance **{words}** here: episodes over budget over all faults "
+        + f"{untried}\n\nRuntime assurance **{words}** here: episodes over budget over all faults "
         f"{verdict['over_budget_share']['nominal']:.1%} without and "
         f"{verdict['over_budget_share']['assured']:.1%} with it, worst episode "
         f"{verdict['punishment_max']['nominal']:.4g} and "
