@@ -56,6 +56,16 @@ def test_the_tutorials_words_all_work(
     assert "every promise kept" in printed[0]
     assert any("nose_to_mark_x m" in text for text in printed)
     assert (tmp_path / "cart-policy" / "controller.pt").is_file()
+    table = json.loads((tmp_path / "runs" / "cart" / "stress.json").read_text())
+    assert "left_out" not in table
+    moved = {row["fault"]: row["nominal"]["return_mean"] for row in table["faults"]}
+    assert moved["mass + 30 %"] != moved["none"] != moved["mass - 30 %"]
+    assert main(["stress", "cart-policy"]) == 2
+    assert "name the run instead of the bundle" in capfd.readouterr().err
+    stressed = json.loads((tmp_path / "runs" / "pendulum" / "stress.json").read_text())
+    assert stressed["left_out"] == ["mass + 30 %", "mass - 30 %", "friction - 40 %"]
+    card = json.loads((tmp_path / "cart-policy" / "card.json").read_text())
+    assert {"mass + 30 %", "none"} <= {row["fault"] for row in card["stress"]["faults"]}
 
 
 @pytest.mark.slow

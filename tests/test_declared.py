@@ -26,6 +26,7 @@ from kcpr_safety.policy_file import write_policy
 from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import consecutive_seeds, training_seeds
 from kcpr_safety.training.evaluation import evaluate_policy, rollout
+from kcpr_safety.training.stress import Body
 
 DECLARED = [task for task in card_names() if load_card(task).punish]
 CHEAP = ["HalfCheetah-v5", "Hopper-v5", "FetchReachDense-v4", "PointMaze_UMazeDense-v3"]
@@ -178,6 +179,24 @@ def test_an_evaluation_reports_each_part_beside_its_budget(tmp_path: Path) -> No
     ]
     total = sum(row["punishment_mean"] for row in record["streams"])
     assert total == pytest.approx(record["punishment_mean"])
+
+
+def test_bodies_are_found_for_faults_and_bare_physics() -> None:
+    """Each environment's own model and state, which an official step then moves."""
+    made = world(envs.resolve("Hopper-v5"), 2)
+    made.reset()
+    found = made.simulations()
+    assert found is not None
+    assert len({id(model) for model in found.models}) == len({id(d) for d in found.datas}) == 2
+    assert found.substeps * found.models[0].opt.timestep == pytest.approx(made.contract.period_s)
+    before = [data.time for data in found.datas]
+    made.step(np.zeros((2, 3)))
+    after = [data.time for data in found.datas]
+    np.testing.assert_allclose(np.subtract(after, before), made.contract.period_s)
+    mass = found.models[1].body_mass.sum()
+    Body(fake_policy(), 2, mass=1.3, friction=1.0).prepare(made)
+    assert found.models[1].body_mass.sum() == pytest.approx(1.3 * mass)
+    made.close()
 
 
 def test_robotics_is_imported_without_its_notice() -> None:

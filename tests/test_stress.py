@@ -1,15 +1,19 @@
 """Is each fault the one that it is called, and is the verdict drawn from the table alone?"""
 
+import dataclasses
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
-from fakes import fake_assurance, fake_policy
+from fakes import fake_assurance, fake_contract, fake_policy
 from test_calibration import sprinter
 from toys import Sprint
 
+from kcpr_safety.contract import Entry, Servo
+from kcpr_safety.envs.world import Simulations
 from kcpr_safety.errors import SettingsError
-from kcpr_safety.seeds import EpisodeSeeds
+from kcpr_safety.seeds import EpisodeSeeds, consecutive_seeds
 from kcpr_safety.training import stress as faults
 from kcpr_safety.training.stress import (
     FAULTS,
@@ -69,6 +73,22 @@ def test_actuators_by_hand() -> None:
     assert Weak(POLICY, 1, share=0.6).actuate(command).tolist() == [[-0.6, pytest.approx(0.9)]]
     lag = Lag(POLICY, 1, left=0.5)
     assert [lag.actuate(command)[0, 0] for _ in range(3)] == [-0.5, -0.75, -0.875]
+
+
+def test_actuators_of_servos_are_about_the_rest_pose() -> None:
+    """Two knees between -2.1 and -1.5 rad, resting at -1.8: 0 is not what weakness leads to."""
+    knee = Servo("knee", kp=40.0, kd=1.0, rest=-1.8, torque=20.0, speed=20.0)
+    contract = dataclasses.replace(
+        fake_contract(),
+        action=(Entry("left", "rad", -2.1, -1.5), Entry("right", "rad", -2.1, -1.5)),
+        servos=(knee, knee),
+    )
+    policy = fake_policy(1, contract=contract)
+    command = np.array([[-2.1, -1.5]])
+    np.testing.assert_allclose(Weak(policy, 1, 0.6).actuate(command), [[-1.98, -1.62]])
+    lag = Lag(policy, 1, left=0.5)
+    np.testing.assert_allclose(lag.actuate(command), [[-1.95, -1.65]])
+    np.testing.assert_allclose(lag.actuate(command), [[-2.025, -1.575]])
 
 
 def test_both_ways_meet_the_same_faults() -> None:
@@ -132,8 +152,31 @@ def test_the_whole_table() -> None:
 
 @pytest.mark.usefixtures("sprints")
 def test_a_body_that_cannot_be_changed_is_said_so() -> None:
-    with pytest.raises(SettingsError, match="its body stays as it is"):
-        faults.stress(sprinter(0.0), fake_assurance(sprinter(0.0)), 1, faults=["mass + 30 %"])
+    policy = sprinter(0.0)
+    body = ["mass + 30 %", "friction - 40 %"]
+    with pytest.raises(SettingsError, match=r"no MuJoCo model here: its body stays as it is"):
+        faults.stress(policy, fake_assurance(policy), 1, faults=body)
+    record = faults.stress(policy, fake_assurance(policy), 1, faults=["none", *body])
+    assert [row["fault"] for row in record["faults"]] == ["none"]
+    assert record["left_out"] == body
+    assert "left_out" not in faults.stress(policy, fake_assurance(policy), 1, faults=["none"])
+
+
+def test_a_heavier_body_accelerates_less() -> None:
+    """Newton's second law, of a cart on a rail, whose mass MuJoCo works out beforehand."""
+    model = mujoco.MjModel.from_xml_string("""
+      <mujoco><option gravity="0 0 0"/>
+      <worldbody>
+      <body><joint name="rail" type="slide"/><geom size="0.1" mass="2"/></body>
+      </worldbody>
+      <actuator><motor joint="rail"/></actuator></mujoco>""")
+    data = mujoco.MjData(model)
+    sprint = Sprint(1, consecutive_seeds(0, 1))
+    sprint.simulations = lambda: Simulations([model], [data], 1, False)  # type: ignore[method-assign]
+    faults.Body(POLICY, 1, mass=1.25, friction=1.0).prepare(sprint)
+    data.ctrl[0] = 3.0
+    mujoco.mj_step(model, data)
+    assert data.qvel[0] == pytest.approx(3.0 / 2.5 * model.opt.timestep)
 
 
 @pytest.mark.slow

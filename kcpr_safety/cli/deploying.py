@@ -124,6 +124,9 @@ class Stress:
         ]
         columns = ("fault", "return", "assured", "punishment", "assured", "over budget", "assured")
         show.table(f"stress {self.place}", columns, rows)
+        if "left_out" in record:
+            told = ", ".join(record["left_out"])
+            show.console().print(f"not tried, for want of a MuJoCo model: {told}")
         verdict = "helps" if record["verdict"]["helps"] else "does not help"
         show.console().print(f"runtime assurance {verdict} here")
 

@@ -26,7 +26,7 @@ from kcpr_safety.envs import naming, promises
 from kcpr_safety.envs.compat import safety_gymnasium
 from kcpr_safety.envs.declared import DeclaredEnv
 from kcpr_safety.envs.plainly import plain, refuse, said_plainly
-from kcpr_safety.envs.world import Outcome, World
+from kcpr_safety.envs.world import Outcome, Simulations, World
 from kcpr_safety.errors import AbsentTaskError, EnvironmentFault, UnknownNameError
 from kcpr_safety.seeds import EpisodeSeeds
 
@@ -280,6 +280,15 @@ class OfficialWorld(World):
     def _plain(self, i: int, what: str, error: BaseException) -> Exception:
         return plain(self.contract.task, f"{what} {self._where(i)}", error)
 
+    def simulations(self) -> Simulations | None:
+        """Models and states as they are, where all environments show theirs."""
+        datas = [_simulation(env) for env in self._envs]
+        models = [_model(env) for env in self._envs]
+        if None in models or None in datas:
+            return None
+        substeps = max(1, round(self.contract.period_s / models[0].opt.timestep))
+        return Simulations(models, datas, substeps, ends_with_forward=False)
+
     def _note_pace(self, taken_s: float) -> None:
         if taken_s > SLOW_S and not self._warned:
             self._warned = True
@@ -298,9 +307,19 @@ class OfficialWorld(World):
 
 def _simulation(env: Any) -> Any:
     """The MuJoCo state of an environment, where it has one."""
-    holder = getattr(env.unwrapped, "task", env.unwrapped)
-    data = getattr(holder, "data", None)
+    data = getattr(_holder(env), "data", None)
     return data if hasattr(data, "qpos") and hasattr(data, "time") else None
+
+
+def _model(env: Any) -> Any:
+    """Its MuJoCo model, where it has one."""
+    model = getattr(_holder(env), "model", None)
+    return model if hasattr(model, "body_mass") and hasattr(model, "geom_friction") else None
+
+
+def _holder(env: Any) -> Any:
+    """Who holds model and state: Safety-Gymnasium's task, or the environment itself."""
+    return getattr(env.unwrapped, "task", env.unwrapped)
 
 
 def _clock(env: Any) -> float:

@@ -38,7 +38,8 @@ class SoloEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def render(self) -> Any:
         """What the camera sees."""
-        bare = self._world.simulations()  # type: ignore[attr-defined]
+        bare = self._world.simulations()
+        assert bare is not None  # all worlds of one tell
         model, data = bare.models[0], bare.datas[0]
         if self._renderer is None:
             self._renderer = mujoco.Renderer(model, *self._picture)

@@ -192,6 +192,10 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         self._last_obs, self._started = obs, True
         return obs
 
+    def simulations(self) -> Simulations | None:
+        """What it simulates with; None where that is not MuJoCo, or not known."""
+        return None
+
     @property
     def slices(self) -> dict[str, slice]:
         """Where each group of observation entries lies: `goal_lidar`, `accelerometer`, ..."""

@@ -29,10 +29,11 @@ from kcpr_safety.agents.continuous import Learner
 from kcpr_safety.agents.settings import settings_from
 from kcpr_safety.agents.snapshots import warm_start
 from kcpr_safety.agents.task import Task
+from kcpr_safety.cards import TaskCard
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.envs import World
-from kcpr_safety.errors import FileFault, SettingsError
+from kcpr_safety.errors import AbsentTaskError, FileFault, SettingsError, UnknownNameError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import EpisodeSeeds, evaluation_seeds
 from kcpr_safety.stats import over_budget
@@ -249,7 +250,7 @@ def evaluate_policy(
     policy = read_policy(path)
     beside = min(episodes, SIDE_BY_SIDE)
     with task_of(place):
-        ends_well = bool(envs.resolve(policy.task).success)
+        ends_well = bool(card_of(policy).success)
         world = world_of(policy, beside, evaluation_seeds(eval_seed, beside))
     controller = controller_from_tensors(policy.tensors, policy.contract)
     with torch_threads():
@@ -309,9 +310,20 @@ def _steps_trained(place: Path, policy: PolicyFile) -> int:
     return read_config(place).steps if config.is_file() else policy.steps
 
 
+def card_of(policy: PolicyFile) -> TaskCard:
+    """The card of the policy's task; one sentence where that is not here."""
+    try:
+        return envs.resolve(policy.task)
+    except UnknownNameError as error:
+        raise AbsentTaskError(
+            f"there is no {policy.task} here; if it was trained from a card of your own, name the "
+            "run instead of the bundle: the run keeps its card"
+        ) from error
+
+
 def world_of(policy: PolicyFile, num_envs: int, seeds: EpisodeSeeds) -> World:
     """The policy's own task, which must still be the one that its contract was made for."""
-    card = replace(envs.resolve(policy.task), budget=policy.contract.budget)
+    card = replace(card_of(policy), budget=policy.contract.budget)
     world = envs.make_world(card, num_envs, episode_seeds=seeds)
     for side in ("observation", "action", "commands"):
         own, theirs = getattr(policy.contract, side), getattr(world.contract, side)

@@ -5,8 +5,9 @@ the nominal policy alone (`forward`) and once with the runtime assurance (`step`
 
     sensors     NaN in one entry, frames dropped (zeros) or repeated, delay of 1-3 steps, two
                 entries exchanged, an entry's sign flipped, noise in shares of the trained deviation
-    actuators   commands limited to a share of their range, first-order lag
-    body        all masses and inertias, or all friction, times a factor
+    actuators   commands limited to a share of the way from rest to their bounds, first-order lag
+    body        all masses and inertias, or all friction, times a factor; left out where the task
+                has no MuJoCo model that is known
 
 Where chance is involved, every episode has its own generator, seeded by its number: both ways of
 acting meet the same faults. Episodes run side by side and are asked together, so the last bits are
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import mujoco
 import numpy as np
 from jaxtyping import Float
 
@@ -54,9 +56,10 @@ class Channel:
         contract = policy.contract
         self.low = np.array([entry.low for entry in contract.action])
         self.high = np.array([entry.high for entry in contract.action])
+        self.rest = np.array(contract.rest)
 
     def prepare(self, world: World) -> None:
-        """Change the simulation before it is reset for the first time."""
+        """Change the simulation as the episodes begin; `NoBody` where it cannot be."""
 
     def sense(self, obs: Rows) -> Rows:
         """What the controller is told."""
@@ -144,28 +147,33 @@ class Noise(Channel):
 
 
 class Weak(Channel):
-    """Actuators reach a share of their range only."""
+    """Actuators reach a share of the way from rest to their bounds only."""
 
     def __init__(self, policy: PolicyFile, episodes: int, share: float) -> None:
         super().__init__(policy, episodes)
         self.share = share
 
     def actuate(self, action: Commands) -> Commands:
-        limited: Commands = np.clip(action, self.share * self.low, self.share * self.high)
+        low, high = (self.rest + self.share * (end - self.rest) for end in (self.low, self.high))
+        limited: Commands = np.clip(action, low, high)
         return limited
 
 
 class Lag(Channel):
-    """First-order lag: a share of the gap to the command is left after each step."""
+    """First-order lag from rest on: a share of the gap to the command is left after each step."""
 
     def __init__(self, policy: PolicyFile, episodes: int, left: float) -> None:
         super().__init__(policy, episodes)
         self.left = left
-        self.done = np.clip(np.zeros((episodes, len(self.low))), self.low, self.high)
+        self.done = np.tile(self.rest, (episodes, 1))
 
     def actuate(self, action: Commands) -> Commands:
         self.done = self.left * self.done + (1.0 - self.left) * action
         return self.done
+
+
+class NoBody(SettingsError):
+    """A fault of the body, where nothing is known that could be changed."""
 
 
 class Body(Channel):
@@ -174,19 +182,19 @@ class Body(Channel):
     def __init__(self, policy: PolicyFile, episodes: int, mass: float, friction: float) -> None:
         super().__init__(policy, episodes)
         self.mass, self.friction = mass, friction
-        self.known: dict[int, Any] = {}
 
     def prepare(self, world: World) -> None:
-        simulations = getattr(world, "simulations", None)
+        simulations = world.simulations()
         if simulations is None:
-            raise SettingsError(f"{self.policy.task} runs officially: its body stays as it is")
-        for model in simulations().models:
-            # Shared between environments, or made anew by a reset; each is changed once.
-            if id(model) not in self.known:
-                self.known[id(model)] = model
-                model.body_mass[:] *= self.mass
-                model.body_inertia[:] *= self.mass
-                model.geom_friction[:, 0] *= self.friction
+            raise NoBody(f"{self.policy.task} has no MuJoCo model here: its body stays as it is")
+        # Some are shared between environments; each is changed once.
+        for model in {id(model): model for model in simulations.models}.values():
+            model.body_mass[:] *= self.mass
+            model.body_inertia[:] *= self.mass
+            model.geom_friction[:, 0] *= self.friction
+            if self.mass != 1.0:
+                # Bodies on slides alone move by a mass that was worked out beforehand.
+                mujoco.mj_setConst(model, mujoco.MjData(model))
 
 
 Make = Callable[[PolicyFile, int], Channel]
@@ -227,7 +235,11 @@ def stress(
     faults: Sequence[str] = tuple(FAULTS),
     on_step: OnStep | None = None,
 ) -> dict[str, Any]:
-    """Every fault with and without runtime assurance; JSON values."""
+    """Every fault with and without runtime assurance; JSON values.
+
+    `left_out` names those that the task cannot have, if there are any; `NoBody` if no other is
+    asked for.
+    """
     if episodes < 1:
         raise SettingsError(f"{episodes} episodes show nothing; ask for at least 1")
     controller = assured(policy, assurance)
@@ -235,15 +247,20 @@ def stress(
         _Way("nominal", lambda: act_together),
         _Way("assured", partial(_assured, controller, episodes)),
     ]
-    rows = []
+    rows, left_out = [], []
     with torch_threads():
         for i, name in enumerate(faults):
             row: dict[str, Any] = {"fault": name}
-            for j, way in enumerate(ways):
-                told = _progress(on_step, 2 * i + j, 2 * len(faults))
-                channel = FAULTS[name](policy, episodes)
-                row[way.name] = _round(policy, controller, channel, way.make(), eval_seed, told)
-            rows.append(row)
+            try:
+                for j, way in enumerate(ways):
+                    told = _progress(on_step, 2 * i + j, 2 * len(faults))
+                    channel = FAULTS[name](policy, episodes)
+                    row[way.name] = _round(policy, controller, channel, way.make(), eval_seed, told)
+                rows.append(row)
+            except NoBody:
+                left_out.append(name)
+                if len(left_out) == len(faults):
+                    raise
     return {
         "schema_version": "1",
         "task": policy.task,
@@ -253,6 +270,7 @@ def stress(
         "episodes": episodes,
         "budget": policy.contract.budget,
         "faults": rows,
+        **({"left_out": left_out} if left_out else {}),
         "verdict": verdict(rows, acts=assurance.fallback),
     }
 
