@@ -132,9 +132,8 @@ class QuadrupedWorld(World):
         self._crew.each(self._simulate, self.num_envs)
         self._steps += 1
         qpos, qvel, force, geoms = self._read()
-        bounded = np.abs(self._rows[:, 2 : self._cuts[1]]).max(axis=1) < _HUGE
-        unstable = ~(bounded & np.isfinite(qpos[:, :2]).all(axis=1))
-        if unstable.any():
+        unstable = self._blown_up()
+        if unstable is not None:
             # Rows that mean nothing are put where everything is defined; they are not handed out.
             qpos[unstable], qvel[unstable], force[unstable] = self.body.stance, 0.0, 0.0
         gravity = walking.gravity_of(qpos[:, 3:7])
@@ -149,6 +148,13 @@ class QuadrupedWorld(World):
             truncated=np.zeros(self.num_envs, dtype=bool),
             unstable=unstable,
         )
+
+    def _blown_up(self) -> Array | None:
+        """Where a noted position or speed is none that a robot has; None where all are."""
+        place, rest = self._rows[:, :2], self._rows[:, 2 : self._cuts[1]]
+        if np.isfinite(place).all() and np.abs(rest).max() < _HUGE:
+            return None
+        return ~(np.isfinite(place).all(axis=1) & (np.abs(rest) < _HUGE).all(axis=1))
 
     def _moved(
         self, qpos: Array, qvel: Array, force: Array, geoms: Array, tilt: Array, change: Array
@@ -269,8 +275,9 @@ class QuadrupedEnv(SoloEnv):
         super().__init__(world, render_mode, width, height)
 
     def _camera(self, model: Any, data: Any) -> Any:
-        """From the side, moving along."""
+        """From the side, moving and turning along."""
         camera = mujoco.MjvCamera()
         camera.lookat[:] = data.qpos[0], data.qpos[1], 0.2
-        camera.azimuth, camera.elevation, camera.distance = 120.0, -15.0, 1.6
+        heading = np.degrees(walking.heading_of(data.qpos[None, 3:7])[0])
+        camera.azimuth, camera.elevation, camera.distance = heading + 120.0, -15.0, 1.4
         return camera

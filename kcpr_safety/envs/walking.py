@@ -154,7 +154,7 @@ def fallen(height: PerEnv, tilt: PerEnv) -> Bool[Array, " envs"]:
 
 def tilt_of(gravity: Float[Array, "envs 3"]) -> PerEnv:
     """Angle between a trunk's up and the world's [rad]."""
-    return np.asarray(np.arccos(np.clip(-gravity[:, 2], -1.0, 1.0)))
+    return np.asarray(np.arccos(np.minimum(np.maximum(-gravity[:, 2], -1.0), 1.0)))
 
 
 def punishment_of(motion: Motion) -> PerEnv:
