@@ -10,20 +10,25 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from fakes import fake_contract, fake_policy
 
+from kcpr_safety import envs
 from kcpr_safety.cli import main
 from kcpr_safety.errors import EXIT_CODE, FileFault, SettingsError, UnknownNameError
+from kcpr_safety.policy_file import write_policy
 from kcpr_safety.report.trials import read_rows, untimed
 from kcpr_safety.studies import benchmark, benchmark_films, benchmark_places
 from kcpr_safety.studies.benchmark_cell import row_path
 from kcpr_safety.studies.benchmark_films import chosen_episode
 from kcpr_safety.studies.suites import Suite, load_suite, narrowed, suite_names
 from kcpr_safety.training.stopping import Interrupted
-from kcpr_safety.training.video import most_punished
+from kcpr_safety.training.video import film, most_punished
 
 SUITE = """
 title = "Small"
@@ -200,6 +205,40 @@ def test_a_film_shows_the_stretch_with_most_punishment() -> None:
     assert most_punished([0, 0, 1, 0, 0, 0, 2, 2, 0, 0], 3) == range(5, 8)
     assert most_punished([0.0] * 10, 3) == range(3)
     assert most_punished([0.0] * 10, 30) == range(10)
+
+
+class Stage:
+    """Forty steps, punished from the twentieth to the twenty-third; remembers when it was drawn."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.drawn: list[int] = []
+
+    def reset(self, *, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        self.now = 0
+        return np.zeros(5), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, ...]:
+        cost = float(20 <= self.now < 24)
+        self.now += 1
+        return np.zeros(5), 0.0, cost, False, self.now == 40, {}
+
+    def render(self) -> np.ndarray:
+        self.drawn.append(self.now)
+        return np.full((4, 4, 3), self.now, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.32, range(20, 24)), (None, range(40))])
+def test_only_what_is_shown_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None, shown: range
+) -> None:
+    policy = fake_policy(contract=replace(fake_contract(), period_s=0.08, time_limit=40))
+    write_policy(tmp_path / "policy.safetensors", policy)
+    stage = Stage()
+    monkeypatch.setattr(envs, "make_official", lambda *_, **__: stage)
+    film(tmp_path / "policy.safetensors", tmp_path / "film.gif", 10_000, seconds)
+    assert stage.drawn == list(shown)
+    assert (tmp_path / "film.gif").read_bytes()[:3] == b"GIF"
 
 
 def test_where_nothing_can_be_filmed_the_index_says_why(
