@@ -154,7 +154,8 @@ class QuadrupedWorld(World):
         place, rest = self._rows[:, :2], self._rows[:, 2 : self._cuts[1]]
         if np.isfinite(place).all() and np.abs(rest).max() < _HUGE:
             return None
-        return ~(np.isfinite(place).all(axis=1) & (np.abs(rest) < _HUGE).all(axis=1))
+        sound = np.isfinite(place).all(axis=1) & (np.abs(rest) < _HUGE).all(axis=1)
+        return np.asarray(~sound)
 
     def _moved(
         self, qpos: Array, qvel: Array, force: Array, geoms: Array, tilt: Array, change: Array
