@@ -20,7 +20,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 from kcpr_safety.assurance import CHECK_BITS, MODE_BITS, Assurance
 from kcpr_safety.contract import Contract
@@ -28,13 +27,15 @@ from kcpr_safety.controller import (
     METHODS,
     ContinuousController,
     Controller,
+    Stack,
     controller_from_tensors,
+    layers_of,
 )
 from kcpr_safety.networks import LAYER_NORM_EPS
 from kcpr_safety.policy_file import PolicyFile
 
-SCHEMA_VERSION = 2
-"""Of the controller's methods and of its contract."""
+SCHEMA_VERSION = 3
+"""Of the controller's methods, contract and arithmetic: version 2 rounds otherwise."""
 
 ALL_METHODS = (*METHODS, "act", "step", "risk", "self_test", "contract", "schema_version")
 """What a deployed controller offers; freezing drops every method that is not named."""
@@ -43,67 +44,17 @@ EVALUATION = slice(4, 6)
 """Members of a continuous policy's critics: the twins of Q_C."""
 
 
-class Twins(nn.Module):
-    """The larger of two critics' values of (normalised observation, centred action)."""
-
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], *, norm: bool) -> None:
-        super().__init__()
-        self.norm = norm
-        self.eps = LAYER_NORM_EPS
-        self.layers = nn.ModuleList([_Layer(weight, bias) for weight, bias in layers[:-1]])
-        self.last = _Layer(*layers[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.unsqueeze(0).expand(2, x.size(0), x.size(1))
-        for layer in self.layers:
-            y = layer(y)
-            if self.norm:
-                y = layer_norm(y, [y.size(2)], None, None, self.eps)
-            y = torch.relu(y)
-        values: Tensor = self.last(y)
-        return torch.amax(values, dim=0)
-
-
-class _Layer(nn.Module):
-    """The same layer of both twins."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.detach().clone().contiguous())
-        self.register_buffer("bias", bias.detach().clone().contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Not baddbmm, for the reason that `controller.Dense` gives.
-        return torch.bmm(x, self.weight) + self.bias
-
-
 class ContinuousRisk(nn.Module):
-    """Predicted punishment of any command."""
+    """Predicted punishment of any command within the bounds: the larger of two critics' values."""
 
-    low: Tensor
-    half_span: Tensor
-    least: Tensor
-    one: Tensor
-    scale: Tensor
-
-    def __init__(self, twins: Twins, low: Tensor, high: Tensor, scale: float) -> None:
+    def __init__(self, twins: Stack) -> None:
+        """`twins` take (normalised observation, action) and give punishment."""
         super().__init__()
         self.twins = twins
-        self.register_buffer("low", low.clone())
-        self.register_buffer("half_span", (high - low) / 2.0)
-        self.register_buffer("one", torch.ones_like(low))
-        self.register_buffer("least", -torch.ones_like(low))
-        # With a dimension: the optimiser makes a number of a tensor without one.
-        self.register_buffer("scale", torch.full((1,), scale))
 
     def forward(self, x: Tensor, action: Tensor) -> Tensor:
-        centred = (action - self.low) / self.half_span - self.one
-        centred = torch.clamp(centred, self.least, self.one)
-        value: Tensor = self.twins(torch.cat([x, centred], dim=1))
-        return torch.relu(value / self.scale)
+        values: Tensor = self.twins(torch.cat([x, action], dim=1))
+        return torch.amax(values, dim=0).relu_()
 
 
 class DiscreteRisk(nn.Module):
@@ -111,15 +62,16 @@ class DiscreteRisk(nn.Module):
 
     commands: Tensor
 
-    def __init__(self, values: nn.Module, commands: Tensor, scale: float) -> None:
+    def __init__(self, pair: Stack, commands: Tensor, scale: float) -> None:
         super().__init__()
-        self.values = values
+        self.pair = pair
         self.register_buffer("commands", commands.clone())
         self.scale = scale
 
     def forward(self, x: Tensor, action: Tensor) -> Tensor:
         gap = (action.unsqueeze(1) - self.commands.unsqueeze(0)).square().sum(dim=2)
-        value: Tensor = self.values(x).gather(1, torch.argmin(gap, dim=1, keepdim=True))
+        values: Tensor = self.pair(x)[1]
+        value = values.gather(1, torch.argmin(gap, dim=1, keepdim=True))
         return torch.clamp(-value / self.scale, min=0.0)
 
 
@@ -233,6 +185,8 @@ class AssuredController(nn.Module):
             (obs.size(0), self.low.size(0))
         ):
             raise ValueError("the action must be float32 [batch, action]")
+        if self.blends:
+            action = torch.clamp(action, self.low, self.high)
         risk: Tensor = self.critic(x, action)
         return risk
 
@@ -251,10 +205,10 @@ class AssuredController(nn.Module):
         """(action, risk [batch, 1], mode int64 [batch]) without memory."""
         nominal, fallback, risk, valid = self._look(obs)
         if not self.has_fallback:
-            weight = torch.zeros_like(risk)
+            weight = self.zero
         elif self.blends:
-            weight = torch.clamp((risk - self.release) / self.width, self.zero, self.one)
-            weight = torch.nan_to_num(weight, 1.0)
+            weight = torch.sub(risk, self.release).div_(self.width)
+            weight = weight.clamp_(self.zero, self.one).nan_to_num_(1.0)
         else:
             weight = torch.logical_not(risk < self.engage).to(torch.float32)
         action = torch.where(valid, self._blend(nominal, fallback, weight), self.safe)
@@ -289,6 +243,7 @@ class AssuredController(nn.Module):
         action = torch.where(steps < self.soft_start, grown, action)
         action = torch.clamp(action, before - self.slew, before + self.slew)
         action = torch.clamp(action, self.low, self.high)
+        # The second test holds for a state that overflows: NaN equals nothing.
         action = torch.where(valid & (action == action), action, self.safe)
         state = torch.cat([steps, weight, on, held, action], dim=1)
         return action, risk, self._mode(weight, valid), state
@@ -332,7 +287,10 @@ class AssuredController(nn.Module):
     def _look(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(nominal, fallback, risk of the nominal, whether the observation is valid [batch, 1])."""
         x = self.policy.normalise(obs)
-        nominal, fallback = self.policy.both(x, obs)
+        if self.has_fallback:
+            nominal, fallback = self.policy.both(x)
+        else:
+            nominal = fallback = self.policy.first(x)
         risk: Tensor = self.critic(x, nominal)
         # NaN equals nothing, and every hard range ends before infinity.
         inside = torch.clamp(obs, self.hard_low, self.hard_high) == obs
@@ -342,13 +300,14 @@ class AssuredController(nn.Module):
         if not self.has_fallback:
             return nominal
         if self.blends:
-            between = nominal + weight * (fallback - nominal)
-            return torch.where(weight >= self.one, fallback, between)
+            return torch.lerp(nominal, fallback, weight)
         return torch.where(weight >= 0.5, fallback, nominal)
 
     def _mode(self, weight: Tensor, valid: Tensor) -> Tensor:
-        part = torch.where(weight > self.zero, self.blended, self.ordinary)
-        mode = torch.where(weight >= self.one, self.avoiding, part)
+        mode = self.ordinary
+        if self.has_fallback:
+            part = torch.where(weight > self.zero, self.blended, self.ordinary)
+            mode = torch.where(weight >= self.one, self.avoiding, part)
         return torch.where(valid, mode, self.invalid).squeeze(1)
 
 
@@ -370,11 +329,9 @@ def assured(policy: PolicyFile, assurance: Assurance) -> AssuredController:
     contract, tensors = policy.contract, policy.tensors
     plain = controller_from_tensors(tensors, contract)
     if isinstance(plain, ContinuousController):
-        norm = bool(policy.settings.get("layer_norm", False))
-        twins = Twins(_twins(tensors), norm=norm)
-        risk: nn.Module = ContinuousRisk(twins, plain.low, plain.high, assurance.risk_scale)
+        risk: nn.Module = ContinuousRisk(_twins(policy, plain, assurance.risk_scale))
     else:
-        risk = DiscreteRisk(plain.punishment, plain.get_buffer("commands"), assurance.risk_scale)
+        risk = DiscreteRisk(plain.pair, plain.get_buffer("commands"), assurance.risk_scale)
     return AssuredController(plain, risk, contract, assurance).eval()
 
 
@@ -392,9 +349,16 @@ def unassured(policy: PolicyFile) -> Assurance:
     )
 
 
-def _twins(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    layers: list[tuple[Tensor, Tensor]] = []
-    while (key := f"critic.{len(layers)}.weight") in tensors:
-        bias = tensors[f"critic.{len(layers)}.bias"]
-        layers.append((tensors[key][EVALUATION], bias[EVALUATION]))
-    return layers
+def _twins(policy: PolicyFile, plain: ContinuousController, scale: float) -> Stack:
+    """The critics, with what is done to their inputs and outputs moved into their weights."""
+    layers = [(w[EVALUATION], b[EVALUATION]) for w, b in layers_of(policy.tensors, "critic")]
+    weight, bias = (tensor.to(torch.float64) for tensor in layers[0])
+    # They were trained on actions in [-1, 1].
+    by_action = weight[:, -plain.action_size :] / plain.half_span.unsqueeze(1)
+    middle = (plain.low + plain.half_span).to(torch.float64)
+    bias = bias - middle.unsqueeze(0) @ by_action
+    weight = torch.cat([weight[:, : -plain.action_size], by_action], dim=1)
+    layers[0] = (weight, bias)
+    layers[-1] = (layers[-1][0] / scale, layers[-1][1] / scale)
+    norm = bool(policy.settings.get("layer_norm", False))
+    return Stack(layers, LAYER_NORM_EPS if norm else 0.0)

@@ -18,10 +18,11 @@ float32 and the same work on every call; it is the policy that evaluation runs a
 frozen, the one in a bundle. Annotations are plain torch types because TorchScript reads them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from kcpr_safety.contract import Contract
 
@@ -38,8 +39,8 @@ LOG_STD_RANGE = (-5.0, 1.0)
 """Bounds of the reward policy's log standard deviation; the offset is in its units."""
 
 
-class Dense(nn.Module):
-    """x W + b, with the two as constants."""
+class Layer(nn.Module):
+    """x W + b of every member, with the two as constants."""
 
     weight: Tensor
     bias: Tensor
@@ -50,22 +51,36 @@ class Dense(nn.Module):
         self.register_buffer("bias", _own(bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not addmm: the TorchScript optimiser splits it into these two, which round differently.
-        return torch.mm(x, self.weight) + self.bias
+        # Not baddbmm, which rounds differently and, at width 256, takes three times as long.
+        return torch.bmm(x, self.weight).add_(self.bias)
 
 
-class Module(nn.Module):
-    """One module's network: normalised observation to the last layer's outputs."""
+class Stack(nn.Module):
+    """Networks of one shape side by side: [batch, in] to [members, batch, out].
 
-    def __init__(self, layers: list[Dense]) -> None:
+    Asked one observation at a time, a call costs more than what it computes: so one call for all.
+    """
+
+    members: int
+    norm_eps: float
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], norm_eps: float = 0.0) -> None:
+        """Each of `layers` is (weight [members, in, out], bias [members, 1, out]); `norm_eps` above
+        0 puts a layer norm, without weights, after each but the last."""
         super().__init__()
-        self.hidden = nn.ModuleList(layers[:-1])
-        self.last = layers[-1]
+        self.members = int(layers[0][0].shape[0])
+        self.norm_eps = norm_eps
+        self.hidden = nn.ModuleList([Layer(*layer) for layer in layers[:-1]])
+        self.last = Layer(*layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        y = x.expand(self.members, -1, -1)
         for layer in self.hidden:
-            x = torch.relu(layer(x))
-        out: Tensor = self.last(x)
+            y = layer(y)
+            if self.norm_eps > 0.0:
+                y = layer_norm(y, [y.size(2)], None, None, self.norm_eps)
+            y = torch.relu_(y)
+        out: Tensor = self.last(y)
         return out
 
 
@@ -82,15 +97,16 @@ class Controller(nn.Module):
 
     def __init__(
         self,
-        modules: tuple[Module, Module],
+        pair: Stack,
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
     ) -> None:
+        """`pair` are the networks of the reward and of the punishment module."""
         super().__init__()
         low, high = bounds
         if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
             raise ValueError("every action needs finite bounds with low < high")
-        self.reward, self.punishment = modules
+        self.pair = pair
         # TorchScript sees attributes, not the names of this file.
         self.obs_size = int(normaliser[0].shape[0])
         self.non_finite = NON_FINITE
@@ -108,17 +124,23 @@ class Controller(nn.Module):
         """The deterministic action that is deployed: the reward module's."""
         return self.nominal(obs)
 
+    @torch.jit.export
     def nominal(self, obs: Tensor) -> Tensor:
         """The reward module's action."""
-        raise NotImplementedError
+        return self._sure(self.first(self.normalise(obs)), obs)
 
+    @torch.jit.export
     def fallback(self, obs: Tensor) -> Tensor:
         """The punishment module's action: learned avoidance, not a certified stop."""
+        return self._sure(self.both(self.normalise(obs))[1], obs)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(nominal, fallback) of normalised observations; NaN where weights overflow."""
         raise NotImplementedError
 
-    def both(self, x: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """(nominal, fallback) of raw observations whose `normalise` is at hand."""
-        raise NotImplementedError
+    def first(self, x: Tensor) -> Tensor:
+        """The nominal of `both` alone, to the same bits."""
+        return self.both(x)[0]
 
     @torch.jit.export
     def check(self, obs: Tensor) -> Tensor:
@@ -132,12 +154,15 @@ class Controller(nn.Module):
         self.refuse(obs)
         # NaN passes a clamp, so it has to go before; its row is overruled by the safe action.
         finite = torch.nan_to_num(obs, 0.0, 0.0, 0.0)
-        return torch.clamp((finite - self.mean) * self.scale, self.least, self.most)
+        return finite.sub_(self.mean).mul_(self.scale).clamp_(self.least, self.most)
 
     def finite_rows(self, obs: Tensor) -> Tensor:
         """[batch, 1]: whether every entry is finite; `isfinite` in fewer calls."""
         nothing = obs - obs
         return (nothing == nothing).all(dim=1, keepdim=True)
+
+    def _sure(self, action: Tensor, obs: Tensor) -> Tensor:
+        return torch.where(self.finite_rows(obs), action, self.safe)
 
     def refuse(self, obs: Tensor) -> None:
         """Raise `ValueError` for a wrong dtype or width."""
@@ -154,57 +179,51 @@ class ContinuousController(Controller):
     high: Tensor
     half_span: Tensor
     one: Tensor
-    log_std_least: Tensor
-    log_std_reach: Tensor
+    log_middle: Tensor
+    log_reach: Tensor
     action_size: int
 
     def __init__(
         self,
-        modules: tuple[Module, Module],
+        pair: Stack,
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
     ) -> None:
-        super().__init__(modules, normaliser, bounds)
+        super().__init__(pair, normaliser, bounds)
         low, high = bounds
         self.action_size = int(low.shape[0])
         least, most = LOG_STD_RANGE
+        # Of (nominal, fallback): the nominal goes no way aside, exp(-inf) of the offset.
+        middle = torch.tensor([-torch.inf, 0.5 * (least + most)])
+        reach = torch.tensor([0.0, 0.5 * (most - least)])
         for name, value in (
             ("low", low),
             ("high", high),
             ("half_span", (high - low) / 2.0),
             ("one", torch.ones_like(low)),
-            ("log_std_least", torch.full_like(low, least)),
-            ("log_std_reach", torch.full_like(low, 0.5 * (most - least))),
+            ("log_middle", middle.view(2, 1, 1).expand(2, 1, self.action_size)),
+            ("log_reach", reach.view(2, 1, 1).expand(2, 1, self.action_size)),
         ):
             self.register_buffer(name, _own(value))
 
-    @torch.jit.export
-    def nominal(self, obs: Tensor) -> Tensor:
-        """The reward module's action."""
-        x = self.normalise(obs)
-        mean = self.reward(x).narrow(1, 0, self.action_size)
-        return self._command(mean, self.finite_rows(obs))
-
-    @torch.jit.export
-    def fallback(self, obs: Tensor) -> Tensor:
-        """The punishment module's action: learned avoidance, not a certified stop."""
-        return self.both(self.normalise(obs), obs)[1]
-
-    def both(self, x: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """(nominal, fallback) of raw observations whose `normalise` is at hand."""
-        out = self.reward(x)
-        raw = torch.tanh(out.narrow(1, self.action_size, self.action_size))
-        log_std = self.log_std_least + self.log_std_reach * (raw + self.one)
-        mean = out.narrow(1, 0, self.action_size)
-        aside = mean + torch.exp(log_std) * self.punishment(x)
-        commands = self._command(torch.stack([mean, aside]), self.finite_rows(obs))
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(nominal, fallback) of normalised observations; NaN where weights overflow."""
+        out = self.pair(x)
+        reward, size = out[0], self.action_size
+        mean, raw = reward.narrow(1, 0, size), reward.narrow(1, size, size)
+        share = torch.addcmul(self.log_middle, torch.tanh(raw), self.log_reach).exp_()
+        # Of the companion only the offset is deployed, not the ratio of the deviations.
+        commands = self._command(torch.addcmul(mean, share, out.narrow(2, 0, size)))
         return commands[0], commands[1]
 
-    def _command(self, mean: Tensor, valid: Tensor) -> Tensor:
-        action = self.low + (torch.tanh(mean) + self.one) * self.half_span
-        action = torch.clamp(action, self.low, self.high)
-        # The second test holds for weights that overflow: NaN equals nothing.
-        return torch.where(valid & (action == action), action, self.safe)
+    def first(self, x: Tensor) -> Tensor:
+        """The nominal of `both` alone, to the same bits."""
+        return self._command(self.pair(x)[0].narrow(1, 0, self.action_size))
+
+    def _command(self, mean: Tensor) -> Tensor:
+        command = torch.tanh(mean).add_(self.one).mul_(self.half_span).add_(self.low)
+        # NaN, of weights that overflow, becomes the safe action: zero, clamped to the bounds.
+        return command.nan_to_num_(0.0).clamp_(self.low, self.high)
 
 
 class DiscreteController(Controller):
@@ -215,36 +234,25 @@ class DiscreteController(Controller):
 
     def __init__(
         self,
-        modules: tuple[Module, Module],
+        pair: Stack,
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
         choice: tuple[Tensor, Tensor],
     ) -> None:
-        super().__init__(modules, normaliser, bounds)
+        super().__init__(pair, normaliser, bounds)
         for name, value in zip(("commands", "logit_weights"), choice, strict=True):
             self.register_buffer(name, _own(value))
 
-    @torch.jit.export
-    def nominal(self, obs: Tensor) -> Tensor:
-        """The command that the coupled reward module prefers."""
-        return self.both(self.normalise(obs), obs)[0]
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(nominal, fallback) of normalised observations: rows of the table, or the safe action."""
+        reward, values = torch.unbind(self.pair(x))
+        preference = self.logit_weights[0] * reward + self.logit_weights[1] * values
+        return self._choose(preference), self._choose(values)
 
-    @torch.jit.export
-    def fallback(self, obs: Tensor) -> Tensor:
-        """The command of least expected punishment: learned avoidance, not a certified stop."""
-        return self._choose(self.punishment(self.normalise(obs)), obs)
-
-    def both(self, x: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """(nominal, fallback) of raw observations whose `normalise` is at hand."""
-        values = self.punishment(x)
-        preference = self.logit_weights[0] * self.reward(x) + self.logit_weights[1] * values
-        return self._choose(preference, obs), self._choose(values, obs)
-
-    def _choose(self, preference: Tensor, obs: Tensor) -> Tensor:
+    def _choose(self, preference: Tensor) -> Tensor:
         action = self.commands.index_select(0, torch.argmax(preference, dim=1))
-        # The second test holds for weights that overflow, where an argmax means nothing.
-        valid = torch.isfinite(obs).all(dim=1) & torch.isfinite(preference).all(dim=1)
-        return torch.where(valid.unsqueeze(1), action, self.safe)
+        # With weights that overflow an argmax means nothing.
+        return torch.where(self.finite_rows(preference), action, self.safe)
 
 
 def controller_from_tensors(tensors: Mapping[str, Tensor], contract: Contract) -> Controller:
@@ -255,26 +263,18 @@ def controller_from_tensors(tensors: Mapping[str, Tensor], contract: Contract) -
     )
     normaliser = (tensors["obs_mean"], tensors["obs_scale"])
     if contract.commands:
-        values = (_module(tensors, "q", 0), _module(tensors, "q", 1))
         commands = torch.tensor(contract.commands, dtype=torch.float32).clamp(*bounds)
         choice = (commands, tensors["logit_weights"])
-        return DiscreteController(values, normaliser, bounds, choice).eval()
-    # Of the companion only the offset is deployed, not the ratio of the deviations.
-    actors = (_module(tensors, "actor", 0), _module(tensors, "actor", 1, contract.action_size))
-    return ContinuousController(actors, normaliser, bounds).eval()
+        return DiscreteController(Stack(layers_of(tensors, "q")), normaliser, bounds, choice).eval()
+    return ContinuousController(Stack(layers_of(tensors, "actor")), normaliser, bounds).eval()
 
 
-def _module(
-    tensors: Mapping[str, Tensor], stack: str, member: int, outputs: int | None = None
-) -> Module:
-    """One member of a stack of networks, with the first `outputs` of its last layer."""
+def layers_of(tensors: Mapping[str, Tensor], stack: str) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of every layer of a stack of networks, first to last."""
     layers: list[tuple[Tensor, Tensor]] = []
     while (key := f"{stack}.{len(layers)}.weight") in tensors:
-        bias = tensors[f"{stack}.{len(layers)}.bias"]
-        layers.append((tensors[key][member], bias[member]))
-    weight, bias = layers[-1]
-    layers[-1] = (weight[:, :outputs], bias[:, :outputs])
-    return Module([Dense(weight, bias) for weight, bias in layers])
+        layers.append((tensors[key], tensors[f"{stack}.{len(layers)}.bias"]))
+    return layers
 
 
 def _own(value: Tensor) -> Tensor:

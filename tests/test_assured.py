@@ -44,9 +44,10 @@ def scripted_risk(**changed: Any) -> AssuredController:
     # Bounds [-1, .5] and [-2, 1.5]; the pre-tanh means decide.
     mean = math.atanh(2 * (0.1 + 1.0) / 1.5 - 1)
     aside = math.atanh(2 * (-0.3 + 1.0) / 1.5 - 1)
-    controller.policy.get_buffer("reward.last.bias")[0, 0] = mean
+    bias = controller.policy.get_buffer("pair.last.bias")
+    bias[0, 0, 0] = mean
     # The raw log deviation 0 is in the middle of [-5, 1].
-    controller.policy.get_buffer("punishment.last.bias")[0, 0] = (aside - mean) / math.exp(-2.0)
+    bias[1, 0, 0] = (aside - mean) / math.exp(-2.0)
     return controller
 
 
@@ -208,7 +209,7 @@ def test_the_risk_of_a_choice_is_that_of_its_row() -> None:
     policy = fake_discrete_policy(1)
     controller = assured(policy, unassured(policy))
     obs = observations()
-    values = controller.policy.punishment(controller.policy.normalise(obs))
+    values = controller.policy.pair(controller.policy.normalise(obs))[1]
     scale = unassured(policy).risk_scale
     for i, row in enumerate(policy.contract.commands):
         action = torch.tensor([row]).repeat(64, 1)

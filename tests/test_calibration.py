@@ -138,6 +138,16 @@ def sprints(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("sprints")
+def test_a_soft_start_is_halved_until_the_return_can_bear_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 20 steps, the first n of n at k / n of the speed cost (n - 1) / 2: 2 of 16, 8, 4, 2."""
+    monkeypatch.setattr(calibration, "SOFT_START_S", 1.6)
+    assurance, _ = calibrate(sprinter(0.0), 4)
+    assert assurance.soft_start_steps == 2
+
+
+@pytest.mark.usefixtures("sprints")
 def test_a_fallback_that_avoids_at_little_cost_is_called() -> None:
     """tanh 1.8 = 94.7 % of full speed: 1.8 % of the return, and no punishment."""
     assurance, report = calibrate(sprinter(1.8 - 2.0), 10)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from kcpr_safety.assured import AssuredController, ContinuousRisk, DiscreteRisk
-from kcpr_safety.controller import MAX_NORMALISED, ContinuousController, Module
+from kcpr_safety.controller import MAX_NORMALISED, ContinuousController, Stack
 
 OPERATORS = 17
 IR_VERSION = 8
@@ -61,12 +61,11 @@ def onnx_bytes(controller: AssuredController) -> bytes:
     centred = graph.op("Sub", clean, graph.const(policy.mean))
     x = graph.op("Mul", centred, graph.const(policy.scale))
     x = graph.op("Clip", x, graph.const(-MAX_NORMALISED), graph.const(MAX_NORMALISED))
-    rows_finite = graph.every(finite)
     if isinstance(policy, ContinuousController):
-        nominal, fallback = _continuous(graph, policy, x, rows_finite)
+        nominal, fallback = _continuous(graph, policy, x)
         risk = _twins(graph, controller.critic, x, nominal)
     else:
-        nominal, fallback, risk = _discrete(graph, controller, x, rows_finite)
+        nominal, fallback, risk = _discrete(graph, controller, x)
     weight = _weight(graph, controller, risk)
     _answer(graph, controller, (nominal, fallback), weight, finite)
     graph.op("Identity", risk, out="risk")
@@ -92,12 +91,15 @@ def onnx_bytes(controller: AssuredController) -> bytes:
     return data
 
 
-def _network(graph: _Graph, module: Module, x: str) -> str:
-    for layer in (*module.hidden, module.last):
-        x = graph.op(
-            "Add", graph.op("MatMul", x, graph.const(layer.weight)), graph.const(layer.bias)
-        )
-        if layer is not module.last:
+def _network(graph: _Graph, stack: Stack, member: int, x: str) -> str:
+    """One member of a stack."""
+    for layer in (*stack.hidden, stack.last):
+        weight, bias = (layer.get_buffer(key)[member] for key in ("weight", "bias"))
+        x = graph.op("Add", graph.op("MatMul", x, graph.const(weight)), graph.const(bias))
+        if layer is not stack.last:
+            if stack.norm_eps > 0.0:
+                ones = graph.const(np.ones(weight.shape[1], dtype=np.float32))
+                x = graph.op("LayerNormalization", x, ones, axis=-1, epsilon=stack.norm_eps)
             x = graph.op("Relu", x)
     return x
 
@@ -107,72 +109,48 @@ def _columns(graph: _Graph, x: str, start: int, stop: int) -> str:
     return graph.op("Slice", x, *bounds)
 
 
-def _continuous(
-    graph: _Graph, policy: ContinuousController, x: str, rows_finite: str
-) -> tuple[str, str]:
+def _continuous(graph: _Graph, policy: ContinuousController, x: str) -> tuple[str, str]:
     count = policy.action_size
-    out = _network(graph, policy.reward, x)
+    out, companion = (_network(graph, policy.pair, member, x) for member in range(2))
     mean, raw = _columns(graph, out, 0, count), _columns(graph, out, count, 2 * count)
-    bent = graph.op("Add", graph.op("Tanh", raw), graph.const(1.0))
-    bent = graph.op("Mul", bent, graph.const(policy.log_std_reach))
-    log_std = graph.op("Add", bent, graph.const(policy.log_std_least))
-    offset = graph.op("Mul", graph.op("Exp", log_std), _network(graph, policy.punishment, x))
+    bent = graph.op("Mul", graph.op("Tanh", raw), graph.const(policy.log_reach[1]))
+    std = graph.op("Exp", graph.op("Add", bent, graph.const(policy.log_middle[1])))
+    offset = graph.op("Mul", std, _columns(graph, companion, 0, count))
 
     def command(middle: str) -> str:
         above = graph.op("Add", graph.op("Tanh", middle), graph.const(1.0))
         action = graph.op("Mul", above, graph.const(policy.half_span))
         action = graph.op("Add", action, graph.const(policy.low))
+        action = graph.op("Where", graph.finite(action), action, graph.const(0.0))
         action = graph.op("Max", action, graph.const(policy.low))
-        action = graph.op("Min", action, graph.const(policy.high))
-        valid = graph.op("And", rows_finite, graph.finite(action))
-        return graph.op("Where", valid, action, graph.const(policy.safe))
+        return graph.op("Min", action, graph.const(policy.high))
 
     return command(mean), command(graph.op("Add", mean, offset))
 
 
 def _twins(graph: _Graph, risk: nn.Module, x: str, action: str) -> str:
     assert isinstance(risk, ContinuousRisk)
-    centred = graph.op(
-        "Div", graph.op("Sub", action, graph.const(risk.low)), graph.const(risk.half_span)
-    )
-    centred = graph.op("Sub", centred, graph.const(1.0))
-    centred = graph.op("Clip", centred, graph.const(-1.0), graph.const(1.0))
-    inputs = graph.op("Concat", x, centred, axis=1)
-    values = []
-    twins = risk.twins
-    for member in range(2):
-        y = inputs
-        for layer in (*twins.layers, twins.last):
-            weight, bias = (layer.get_buffer(key)[member] for key in ("weight", "bias"))
-            y = graph.op("Add", graph.op("MatMul", y, graph.const(weight)), graph.const(bias))
-            if layer is not twins.last:
-                if twins.norm:
-                    ones = graph.const(np.ones(weight.shape[1], dtype=np.float32))
-                    y = graph.op("LayerNormalization", y, ones, axis=-1, epsilon=twins.eps)
-                y = graph.op("Relu", y)
-        values.append(y)
-    value = graph.op("Div", graph.op("Max", *values), graph.const(risk.scale))
-    return graph.op("Max", value, graph.const(0.0))
+    inputs = graph.op("Concat", x, action, axis=1)
+    values = [_network(graph, risk.twins, member, inputs) for member in range(2)]
+    return graph.op("Max", graph.op("Max", *values), graph.const(0.0))
 
 
-def _discrete(
-    graph: _Graph, controller: AssuredController, x: str, rows_finite: str
-) -> tuple[str, str, str]:
+def _discrete(graph: _Graph, controller: AssuredController, x: str) -> tuple[str, str, str]:
     policy = controller.policy
     commands, weights = policy.get_buffer("commands"), policy.get_buffer("logit_weights")
     assert isinstance(controller.critic, DiscreteRisk)
     scale = controller.critic.scale
-    values = _network(graph, policy.punishment, x)
+    values = _network(graph, policy.pair, 1, x)
     preference = graph.op(
         "Add",
-        graph.op("Mul", _network(graph, policy.reward, x), graph.const(weights[0:1])),
+        graph.op("Mul", _network(graph, policy.pair, 0, x), graph.const(weights[0:1])),
         graph.op("Mul", values, graph.const(weights[1:2])),
     )
 
     def choose(preferred: str) -> tuple[str, str]:
         row = graph.op("ArgMax", preferred, axis=1, keepdims=0)
         action = graph.op("Gather", graph.const(commands), row, axis=0)
-        valid = graph.op("And", rows_finite, graph.every(graph.finite(preferred)))
+        valid = graph.every(graph.finite(preferred))
         return graph.op("Where", valid, action, graph.const(policy.safe)), row
 
     nominal, _ = choose(preference)

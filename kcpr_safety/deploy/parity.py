@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kcpr_safety.assurance import MODE_BITS
 from kcpr_safety.assured import AssuredController
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import METHODS
@@ -139,16 +140,20 @@ def measure(
 def act_error(
     act: Act, obs: Float[Tensor, "rows obs"], wanted: Mapping[str, Tensor], contract: Contract
 ) -> float:
-    """Largest error of (action, risk, mode): in spans, in 1 + risk, and any other mode is 1."""
+    """Largest error of (action, risk, mode): in spans, in 1 + risk, and any other mode is 1.
+
+    The risk of an invalid observation means nothing and is not compared.
+    """
     said = [act(row.unsqueeze(0)) for row in obs]
     action, risk, mode = (torch.cat(parts) for parts in zip(*said, strict=True))
     span = torch.tensor([entry.high - entry.low for entry in contract.action])
+    known = wanted["act_mode"] != MODE_BITS["invalid"]
     errors = (
         (action - wanted["act_action"]).abs() / span,
-        (risk - wanted["act_risk"]).abs() / (1.0 + wanted["act_risk"]),
+        ((risk - wanted["act_risk"]).abs() / (1.0 + wanted["act_risk"]))[known],
         (mode != wanted["act_mode"]).float(),
     )
-    return max(float(torch.nan_to_num(e, nan=torch.inf).max()) for e in errors)
+    return max(float(torch.nan_to_num(e, nan=torch.inf).max()) for e in errors if e.numel())
 
 
 def max_ulp(one: Tensor, two: Tensor) -> int:

@@ -4,12 +4,16 @@
                         punishment that followed; the hard ranges; the largest steps of the actions
     fallback episodes   the same episodes, in which the punishment module takes over for good after
                         a while: from states that the nominal policy visits
+    soft starts         the same episodes with `step` and no fallback, once per soft start
     assured episodes    the same episodes with `step`, once per candidate threshold
 
 All on validation seeds that training's own validation never uses. The fallback earns its place if,
 once it acts, it suffers at most half of the punishment that the nominal policy suffers from there.
 The threshold is the candidate under which punishment was least among those that cost at most 5 % of
 the return; none of them, none.
+
+A soft start is safe for a body at rest, and a stumble for one that has to balance from the first
+step on: it is halved until it costs at most 5 % of the return.
 
 All episodes of a round run side by side and are asked together: no number claims its last bit.
 
@@ -99,8 +103,9 @@ class _Runner:
     def run(self, controller: AssuredController, act: Act | None = None) -> _Run:
         seeds = consecutive_seeds(FIRST_SEED, self.episodes)
         world = world_of(self.policy, self.episodes, seeds)
-        before, rounds = self._rounds, 2 + len(CANDIDATES)
-        self._rounds += 1
+        before, rounds = self._rounds, 3 + len(CANDIDATES)
+        # A soft start that is halved takes more rounds than are announced.
+        self._rounds = min(before + 1, rounds - 1)
 
         def told(done: int, total: int) -> None:
             if self._on_step:
@@ -140,7 +145,7 @@ def calibrate(
     plain = unassured(policy)
     nominal = runner.run(assured(policy, plain))
     predicted = [risk_along(assured(policy, plain), trace) for trace in nominal.traces]
-    ranged = _with_limits(policy, plain, nominal.traces)
+    ranged = _with_soft_start(runner, _with_limits(policy, plain, nominal.traces), nominal)
     fallback = _judge_fallback(runner, assured(policy, ranged), nominal)
     risks = np.concatenate(predicted)
     tried: list[dict[str, Any]] = []
@@ -309,6 +314,23 @@ def _with_limits(policy: PolicyFile, plain: Assurance, traces: Sequence[Trace]) 
     )
 
 
+def _with_soft_start(runner: _Runner, ranged: Assurance, nominal: _Run) -> Assurance:
+    """The longest soft start, of the wanted one and its halves, that the return can bear."""
+    while ranged.soft_start_steps > 1:
+        controller = assured(runner.policy, ranged)
+        act = assured_act(controller.step, controller.get_buffer("initial"), runner.episodes)
+        if float(np.mean(runner.run(controller, act).returns)) >= _least(nominal):
+            break
+        ranged = replace(ranged, soft_start_steps=ranged.soft_start_steps // 2)
+    return ranged
+
+
+def _least(nominal: _Run) -> float:
+    """The return below which runtime assurance costs too much."""
+    normal = float(np.mean(nominal.returns))
+    return normal - RETURN_SHARE * abs(normal)
+
+
 def _judge_fallback(
     runner: _Runner, controller: AssuredController, nominal: _Run
 ) -> dict[str, Any]:
@@ -349,8 +371,6 @@ def _choose(
     runner: _Runner, ranged: Assurance, risks: Values, nominal: _Run
 ) -> tuple[list[dict[str, Any]], Assurance]:
     """Try every candidate threshold in closed loop."""
-    normal = float(np.mean(nominal.returns))
-    least = normal - RETURN_SHARE * abs(normal)
     tried: list[dict[str, Any]] = []
     best, chosen = float(np.mean(nominal.punishments)), replace(ranged, fallback=False)
     for quantile in CANDIDATES:
@@ -370,7 +390,7 @@ def _choose(
             "punishment_mean": float(np.mean(done.punishments)),
         }
         tried.append(row)
-        if row["return_mean"] >= least and row["punishment_mean"] < best:
+        if row["return_mean"] >= _least(nominal) and row["punishment_mean"] < best:
             best, chosen = row["punishment_mean"], candidate
     return tried, chosen
 

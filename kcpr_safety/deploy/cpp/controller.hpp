@@ -27,8 +27,8 @@
 
 namespace kcpr {
 
-/// `schema_version()` of the controllers whose `step` this program understands.
-inline constexpr std::int64_t kInterface = 2;
+/// `schema_version()` of the controllers whose `step` this program understands, oldest and newest.
+inline constexpr std::int64_t kOldest = 2, kInterface = 3;
 
 /// Why an answer is not the policy's: bits of `Answer::overruled`.
 enum Overruled : std::int64_t { kStale = 1, kLate = 2, kFault = 4 };
@@ -191,9 +191,10 @@ class Controller {
       for (const char* method : {"step", "self_test", "contract", "schema_version"})
         if (!module.find_method(method)) throw Refusal(name + " lacks the method " + method);
       const auto version = module.get_method("schema_version")({}).toInt();
-      if (version != kInterface)
+      if (version < kOldest || version > kInterface)
         throw Refusal(name + " has interface version " + std::to_string(version) +
-                      "; this program knows " + std::to_string(kInterface));
+                      "; this program knows " + std::to_string(kOldest) + " to " +
+                      std::to_string(kInterface));
       return module;
     } catch (const c10::Error& error) {
       const std::string words = error.what_without_backtrace();

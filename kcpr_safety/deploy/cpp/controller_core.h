@@ -106,26 +106,25 @@ static inline int32_t kcpr_check(const float *obs)
 #if KCPR_COMMANDS
 
 /* The row of the table that `preference` likes best; of equals the first. */
-static inline void kcpr_choose(const float *preference, const float *obs, float *action)
+static inline void kcpr_choose(const float *preference, float *action)
 {
     int best = 0;
-    const int valid =
-        kcpr_finite(obs, KCPR_OBSERVATIONS) && kcpr_finite(preference, KCPR_COMMANDS);
+    const int valid = kcpr_finite(preference, KCPR_COMMANDS);
     for (int k = 1; k < KCPR_COMMANDS; ++k)
         if (preference[k] > preference[best]) best = k;
     for (int i = 0; i < KCPR_ACTIONS; ++i)
         action[i] = valid ? kcpr_commands[best * KCPR_ACTIONS + i] : kcpr_safe[i];
 }
 
-static inline void kcpr_both(const float *x, const float *obs, float *nominal, float *fallback)
+static inline void kcpr_both(const float *x, float *nominal, float *fallback)
 {
     float reward[KCPR_COMMANDS], punishment[KCPR_COMMANDS];
     kcpr_network(kcpr_reward, KCPR_REWARD_LAYERS, 0, x, reward);
     kcpr_network(kcpr_punishment, KCPR_PUNISHMENT_LAYERS, 0, x, punishment);
     for (int k = 0; k < KCPR_COMMANDS; ++k)
         reward[k] = kcpr_logit_weights[0] * reward[k] + kcpr_logit_weights[1] * punishment[k];
-    kcpr_choose(reward, obs, nominal);
-    kcpr_choose(punishment, obs, fallback);
+    kcpr_choose(reward, nominal);
+    kcpr_choose(punishment, fallback);
 }
 
 static inline float kcpr_value(const float *x, const float *action)
@@ -156,29 +155,28 @@ static inline float kcpr_blend(float nominal, float fallback, float weight)
 
 #else
 
-static inline void kcpr_command(const float *mean, int finite, float *action)
+static inline void kcpr_command(const float *mean, float *action)
 {
     for (int i = 0; i < KCPR_ACTIONS; ++i) {
         const float span = kcpr_high[i] - kcpr_low[i];
         const float full = kcpr_low[i] + (tanhf(mean[i]) + 1.0f) / 2.0f * span;
         const float inside = kcpr_clamp(full, kcpr_low[i], kcpr_high[i]);
-        action[i] = finite && isfinite(inside) ? inside : kcpr_safe[i];
+        action[i] = isfinite(inside) ? inside : kcpr_safe[i];
     }
 }
 
-static inline void kcpr_both(const float *x, const float *obs, float *nominal, float *fallback)
+static inline void kcpr_both(const float *x, float *nominal, float *fallback)
 {
     float out[2 * KCPR_ACTIONS], offset[KCPR_ACTIONS];
-    const int finite = kcpr_finite(obs, KCPR_OBSERVATIONS);
     kcpr_network(kcpr_reward, KCPR_REWARD_LAYERS, 0, x, out);
     kcpr_network(kcpr_punishment, KCPR_PUNISHMENT_LAYERS, 0, x, offset);
-    kcpr_command(out, finite, nominal);
+    kcpr_command(out, nominal);
     for (int i = 0; i < KCPR_ACTIONS; ++i) {
         const float width = 0.5f * (KCPR_LOG_STD_HIGH - KCPR_LOG_STD_LOW);
         const float log_std = KCPR_LOG_STD_LOW + width * (tanhf(out[KCPR_ACTIONS + i]) + 1.0f);
         out[i] += expf(log_std) * offset[i];
     }
-    kcpr_command(out, finite, fallback);
+    kcpr_command(out, fallback);
 }
 
 static inline float kcpr_value(const float *x, const float *action)
@@ -208,18 +206,27 @@ static inline float kcpr_blend(float nominal, float fallback, float weight)
 
 #endif
 
+/* The safe action for what is not finite. */
+static inline void kcpr_sure(const float *obs, float *action)
+{
+    if (!kcpr_finite(obs, KCPR_OBSERVATIONS))
+        for (int i = 0; i < KCPR_ACTIONS; ++i) action[i] = kcpr_safe[i];
+}
+
 static inline void kcpr_nominal(const float *obs, float *action)
 {
     float x[KCPR_OBSERVATIONS], fallback[KCPR_ACTIONS];
     kcpr_normalise(obs, x);
-    kcpr_both(x, obs, action, fallback);
+    kcpr_both(x, action, fallback);
+    kcpr_sure(obs, action);
 }
 
 static inline void kcpr_fallback(const float *obs, float *action)
 {
     float x[KCPR_OBSERVATIONS], nominal[KCPR_ACTIONS];
     kcpr_normalise(obs, x);
-    kcpr_both(x, obs, nominal, action);
+    kcpr_both(x, nominal, action);
+    kcpr_sure(obs, action);
 }
 
 static inline float kcpr_risk_of(const float *x, const float *action)
@@ -246,7 +253,7 @@ static inline int32_t kcpr_act(const float *obs, float *action, float *risk)
     float x[KCPR_OBSERVATIONS], nominal[KCPR_ACTIONS], fallback[KCPR_ACTIONS];
     const int valid = (kcpr_check(obs) & 3) == 0;
     kcpr_normalise(obs, x);
-    kcpr_both(x, obs, nominal, fallback);
+    kcpr_both(x, nominal, fallback);
     *risk = kcpr_risk_of(x, nominal);
     const float weight = kcpr_weight(*risk);
     for (int i = 0; i < KCPR_ACTIONS; ++i)
@@ -272,7 +279,7 @@ static inline int32_t kcpr_step(const float *obs, kcpr_state *state, float *acti
     float x[KCPR_OBSERVATIONS], nominal[KCPR_ACTIONS], fallback[KCPR_ACTIONS];
     const int valid = (kcpr_check(obs) & 3) == 0;
     kcpr_normalise(obs, x);
-    kcpr_both(x, obs, nominal, fallback);
+    kcpr_both(x, nominal, fallback);
     *risk = kcpr_risk_of(x, nominal);
     if (!kcpr_whole(state)) kcpr_start(state);
     const int stays = state->engaged > 0.5f &&
