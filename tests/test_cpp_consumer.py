@@ -17,6 +17,7 @@ from cpp import FAULT, LATE, STALE, observations, program, refusal, robot, trust
 from fakes import fake_assurance, fake_policy, fake_run, reseal
 from numpy import ndarray
 
+from kcpr_safety.assured import SCHEMA_VERSION
 from kcpr_safety.contract import Contract
 from kcpr_safety.deploy import load_policy
 from kcpr_safety.deploy.archive import canonical, extras_of
@@ -277,10 +278,10 @@ def test_a_signed_card_of_another_robot_is_refused(copy: Path) -> None:
 def test_a_signed_controller_of_another_interface_is_refused(copy: Path) -> None:
     policy = fake_policy(4)
     controller = proven(policy, fake_assurance(policy))
-    controller.version = 3
+    controller.version = SCHEMA_VERSION + 1
     extras = extras_of((copy / "controller.pt").read_bytes(), "controller.pt")
     (copy / "controller.pt").write_bytes(canonical(script_here(controller), extras))
-    assert "interface version 3" in refusal(robot("verify", reseal(copy)))
+    assert f"interface version {SCHEMA_VERSION + 1}" in refusal(robot("verify", reseal(copy)))
 
 
 class _Malice:
