@@ -114,22 +114,22 @@ MUTATIONS = (
     Mutation(
         "action scaling in the controller",
         "kcpr_safety/controller.py",
-        "action = self.low + (torch.tanh(mean) + self.one) * self.half_span",
-        "action = self.low + torch.tanh(mean) * self.half_span",
+        "torch.tanh(mean).add_(self.one).mul_(self.half_span)",
+        "torch.tanh(mean).mul_(self.half_span)",
         "tests/test_controller.py",
     ),
     Mutation(
         "weight of punishment in the choice of a command",
         "kcpr_safety/controller.py",
-        "self.reward(x) + self.logit_weights[1] * values",
-        "self.reward(x) - self.logit_weights[1] * values",
+        "* reward + self.logit_weights[1] * values",
+        "* reward - self.logit_weights[1] * values",
         "tests/test_discrete.py",
     ),
     Mutation(
         "fallback chooses by reward",
         "kcpr_safety/controller.py",
-        "return self._choose(self.punishment(self.normalise(obs)), obs)",
-        "return self._choose(self.reward(self.normalise(obs)), obs)",
+        "return self._choose(preference), self._choose(values)",
+        "return self._choose(preference), self._choose(reward)",
         "tests/test_discrete.py",
     ),
     Mutation(
