@@ -135,7 +135,7 @@ class Controller(nn.Module):
         return self._sure(self.both(self.normalise(obs))[1], obs)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(nominal, fallback) of normalised observations; NaN where weights overflow."""
+        """(nominal, fallback) of normalised observations; the safe action if weights overflow."""
         raise NotImplementedError
 
     def first(self, x: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class ContinuousController(Controller):
             self.register_buffer(name, _own(value))
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(nominal, fallback) of normalised observations; NaN where weights overflow."""
+        """(nominal, fallback) of normalised observations; the safe action if weights overflow."""
         out = self.pair(x)
         reward, size = out[0], self.action_size
         mean, raw = reward.narrow(1, 0, size), reward.narrow(1, size, size)
