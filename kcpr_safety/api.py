@@ -23,11 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kcpr_safety.cards import data_root
 from kcpr_safety.deploy import Policy, export_bundle
 from kcpr_safety.deploy import load_policy as load_bundle
-from kcpr_safety.errors import (
-    AbsentTaskError,
-    FileFault,
-    MissingPackageError,
-)
+from kcpr_safety.errors import AbsentTaskError, FileFault, MissingPackageError
 from kcpr_safety.evidence import EVIDENCE_FILE, STRESS_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.policy_file import RUN_FILE

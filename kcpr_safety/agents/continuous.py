@@ -9,10 +9,10 @@ the actors: it is what files hold and what a share of the environments acts with
 is held by the policy that will be judged and not by the exploring one. SAC and SAC-Lag are the same
 code with one actor and k = 0.
 
-Speed lives here and in `networks`: no graph is recorded (inference mode: some 250 small operations
-skip even the question), every product is batched over members, and the rows of s and s' pass the
-actors together. `tests/plain_update.py` is the same update in
-plain automatic differentiation; the tests hold the two together.
+Speed lives here and in `networks`: no graph is recorded (in inference mode small operations skip
+even the question), every product is batched over members, and the rows of s and s' pass the actors
+together. `tests/plain_update.py` is the same update in plain automatic differentiation; the tests
+hold the two together.
 
 The companion is expressed in the reward policy's own coordinates,
 
@@ -279,8 +279,7 @@ class Learner:
             companion_charge = torch.zeros_like(charge)
         target = torch.empty_like(next_q)
         target[REWARD] = bellman.reward_target(reward, discount, next_q[REWARD], charge)
-        streams = batch.streams is not None
-        weighed = self.weighed(batch) * self.punishment_scale if streams else punishment
+        weighed = self.weighed(batch) * self.punishment_scale
         target[PUNISHMENT] = bellman.punishment_target(
             weighed, discount, next_q[PUNISHMENT], companion_charge
         )
