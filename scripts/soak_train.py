@@ -7,9 +7,10 @@
 ten minutes, a whole evaluation of the policy so far; every 20 s it notes steps, memory, file
 handles, threads, wall and CPU time of the process in RUN/soak.jsonl. Typed again, it goes on.
 `judge` fits a line to memory, to steps per CPU second and to steps per second after warm-up, and
-prints each slope with its 95 % interval (blocks of ten minutes are resampled, for neighbouring
-values are alike). Steps per CPU second feel what shares the core's caches; steps per second also
-what takes its time: nothing else should run, or something that never changes.
+prints each slope with its 95 % interval: Student's t, of means over nearly seven minutes, since
+neighbouring values are alike (`tests/test_soak.py` counts how often it holds the truth). Steps per
+CPU second feel what shares the core's caches; steps per second also what takes its time: nothing
+else should run, or something that never changes.
 Exit code 1 where an interval of memory or of steps per CPU second does not contain zero.
 """
 
@@ -26,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from kcpr_safety.stats import t_quantile
+
 TASK = "SafetyPointGoal1-v0"
 SMALL = {"width": 64, "batch": 64, "capacity": 100_000, "num_envs": 4}
 FOREVER = 10_000_000
@@ -34,8 +37,8 @@ NOTE_S = 20.0
 EVALUATE_S = 600.0
 WARM_UP_S = 1800.0
 """Until the replay is full and a few validations have found their memory."""
-BLOCK = 30
-"""Notes that are resampled together."""
+BLOCK = 20
+"""Notes whose mean counts once: neighbours are alike, means of nearly seven minutes hardly are."""
 SOAK_FILE = "soak.jsonl"
 
 
@@ -115,24 +118,18 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / SOAK_FILE).read_text().splitlines()]
 
 
-def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Of the least-squares line."""
-    return float(np.polyfit(x - x.mean(), y, 1)[0])
-
-
-def interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """95 % by resampling blocks of the residuals of the line."""
-    rng = np.random.default_rng(0)
-    fitted = np.polyval(np.polyfit(x, y, 1), x)
-    residuals = y - fitted
-    count, block = len(y), min(BLOCK, max(1, len(y) // 4))
-    slopes = []
-    for _ in range(2_000):
-        starts = rng.integers(0, count - block + 1, size=-(-count // block))
-        drawn = np.concatenate([residuals[s : s + block] for s in starts])[:count]
-        slopes.append(slope(x, fitted + drawn))
-    low, high = np.quantile(slopes, [0.025, 0.975])
-    return float(low), float(high)
+def slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Of the least-squares line through the means of blocks, with its 95 % interval."""
+    blocks = len(x) // BLOCK
+    if blocks < 3:
+        raise SystemExit(f"{len(x)} notes after warm-up; a slope needs {3 * BLOCK}: train on")
+    shape = (blocks, BLOCK)
+    x, y = (values[-blocks * BLOCK :].reshape(shape).mean(axis=1) for values in (x, y))
+    middle, height = np.polyfit(x, y, 1)
+    residuals = y - height - middle * x
+    variance = (residuals @ residuals) / (blocks - 2) / np.square(x - x.mean()).sum()
+    half = t_quantile(0.975, blocks - 2) * float(variance) ** 0.5
+    return float(middle), float(middle) - half, float(middle) + half
 
 
 def judge(run: Path, out: Path | None) -> int:
@@ -150,8 +147,8 @@ def judge(run: Path, out: Path | None) -> int:
     hours = wall[warm] / 3600
     failed = False
     for name, values in figures.items():
-        low, high = interval(hours, values[warm])
-        middle, mean = slope(hours, values[warm]), float(values[warm].mean())
+        middle, low, high = slope(hours, values[warm])
+        mean = float(values[warm].mean())
         flat = low <= 0 <= high
         failed |= not flat and name != "steps per second"
         print(
