@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kcpr_safety import api
+from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.deploy.load import open_bundle
 from kcpr_safety.deploy.parity import TOLERANCE
 from kcpr_safety.deploy.runtimes import exported_act, onnx_act
@@ -50,9 +51,11 @@ def test_it_verifies_with_the_release_key_alone(bundle: Path) -> None:
 
 @pytest.mark.slow
 @names
-def test_one_episode_is_that_of_the_card_in_every_form(bundle: Path) -> None:
-    """Return and punishment to the last bit from TorchScript; the other forms say the same to
-    every observation of it. (ONNX rounds differently: its own episode would drift apart.)"""
+def test_one_episode_is_that_of_the_policy_in_every_form(bundle: Path) -> None:
+    """TorchScript has the return and the punishment of the policy in weights.safetensors, to the
+    last bit; the other forms say the same to every observation of it. (ONNX rounds differently: its
+    own episode would drift apart, as an episode on another kind of processor does. So the card's
+    figures, made elsewhere, are a range here.)"""
     if missing(bundle.name):
         pytest.skip(f"no model files of the robot: {unitree.INSTALL_COMMAND}")
     opened = open_bundle(bundle)
@@ -65,7 +68,10 @@ def test_one_episode_is_that_of_the_card_in_every_form(bundle: Path) -> None:
     }
     with torch.inference_mode():
         first = episode(opened.policy, lambda obs: script(obs))
-        assert first[:2] == (evidence["returns"][0], evidence["punishments"][0])
+        policy = controller_from_tensors(opened.policy.tensors, opened.policy.contract)
+        assert first[:2] == episode(opened.policy, policy)[:2]
+        assert min(evidence["returns"]) <= first[0] <= max(evidence["returns"])
+        assert first[1] <= max(evidence["punishments"])
         span = torch.tensor([e.high - e.low for e in opened.policy.contract.action])
         for obs in first[2]:
             action, risk, mode = script.act(obs)
