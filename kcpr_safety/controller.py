@@ -194,34 +194,32 @@ class ContinuousController(Controller):
         self.action_size = int(low.shape[0])
         least, most = LOG_STD_RANGE
         # Of (nominal, fallback): the nominal goes no way aside, exp(-inf) of the offset.
-        middle = torch.tensor([-torch.inf, 0.5 * (least + most)])
+        centre = torch.tensor([-torch.inf, 0.5 * (least + most)])
         reach = torch.tensor([0.0, 0.5 * (most - least)])
         for name, value in (
             ("low", low),
             ("high", high),
             ("half_span", (high - low) / 2.0),
             ("one", torch.ones_like(low)),
-            ("log_middle", middle.view(2, 1, 1).expand(2, 1, self.action_size)),
+            ("log_middle", centre.view(2, 1, 1).expand(2, 1, self.action_size)),
             ("log_reach", reach.view(2, 1, 1).expand(2, 1, self.action_size)),
         ):
             self.register_buffer(name, _own(value))
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(nominal, fallback) of normalised observations; the safe action if weights overflow."""
-        out = self.pair(x)
-        reward, size = out[0], self.action_size
-        mean, raw = reward.narrow(1, 0, size), reward.narrow(1, size, size)
-        share = torch.addcmul(self.log_middle, torch.tanh(raw), self.log_reach).exp_()
-        # Of the companion only the offset is deployed, not the ratio of the deviations.
-        commands = self._command(torch.addcmul(mean, share, out.narrow(2, 0, size)))
-        return commands[0], commands[1]
+        # [2, batch, action]: (mean, offset) and (raw log deviation, log ratio, which is not deployed).
+        places, raws = torch.chunk(self.pair(x), 2, dim=2)
+        share = torch.addcmul(self.log_middle, torch.tanh(raws[0]), self.log_reach).exp_()
+        nominal, fallback = torch.unbind(self._command(torch.addcmul(places[0], share, places)))
+        return nominal, fallback
 
     def first(self, x: Tensor) -> Tensor:
         """The nominal of `both` alone, to the same bits."""
         return self._command(self.pair(x)[0].narrow(1, 0, self.action_size))
 
     def _command(self, mean: Tensor) -> Tensor:
-        command = torch.tanh(mean).add_(self.one).mul_(self.half_span).add_(self.low)
+        command = torch.addcmul(self.low, torch.tanh(mean).add_(self.one), self.half_span)
         # NaN, of weights that overflow, becomes the safe action: zero, clamped to the bounds.
         return command.nan_to_num_(0.0).clamp_(self.low, self.high)
 

@@ -114,8 +114,8 @@ MUTATIONS = (
     Mutation(
         "action scaling in the controller",
         "kcpr_safety/controller.py",
-        "torch.tanh(mean).add_(self.one).mul_(self.half_span)",
-        "torch.tanh(mean).mul_(self.half_span)",
+        "torch.tanh(mean).add_(self.one), self.half_span)",
+        "torch.tanh(mean), self.half_span)",
         "tests/test_controller.py",
     ),
     Mutation(

@@ -28,7 +28,7 @@
 namespace kcpr {
 
 /// `schema_version()` of the controllers whose `step` this program understands, oldest and newest.
-inline constexpr std::int64_t kOldest = 2, kInterface = 3;
+inline constexpr std::int64_t kOldest = 2, kInterface = 4;
 
 /// Why an answer is not the policy's: bits of `Answer::overruled`.
 enum Overruled : std::int64_t { kStale = 1, kLate = 2, kFault = 4 };
