@@ -13,13 +13,17 @@ import torch
 
 from kcpr_safety import api
 from kcpr_safety.controller import controller_from_tensors
+from kcpr_safety.deploy.bundle import read_proof
+from kcpr_safety.deploy.card import evidence_record
 from kcpr_safety.deploy.load import open_bundle
 from kcpr_safety.deploy.parity import TOLERANCE
 from kcpr_safety.deploy.runtimes import exported_act, onnx_act
 from kcpr_safety.envs import make_world, resolve, unitree
 from kcpr_safety.errors import MissingPackageError
+from kcpr_safety.policy_file import read_policy
 from kcpr_safety.seeds import evaluation_seeds
 
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SHIPPED = api.shipped_policies()
 names = pytest.mark.parametrize("bundle", SHIPPED, ids=[path.name for path in SHIPPED])
 
@@ -47,6 +51,21 @@ def test_it_verifies_with_the_release_key_alone(bundle: Path) -> None:
     assert found["task_contract"].startswith(wanted)
     width = json.loads((bundle / "card.json").read_text())["provenance"]["settings"]["width"]
     assert found["bytes"] < (3 if width <= 128 else 8) * 2**20
+
+
+@names
+def test_it_can_be_shipped_anew_with_the_evidence_that_it_has(bundle: Path, tmp_path: Path) -> None:
+    ship = runpy.run_path(str(SCRIPTS / "ship_policies.py"))
+    run = ship["unpacked"](bundle, tmp_path)
+    policy, card = read_policy(run), json.loads((bundle / "card.json").read_text())
+    if (run / "evaluation.json").exists():
+        proof = read_proof(run, policy)
+        assert evidence_record(proof.evidence) == card["evidence"]
+        for part in ("calibration", "stress", "latency"):
+            assert getattr(proof, part) == card[part]
+        assert proof.assurance.to_record() == card["assurance"]
+    else:
+        assert "success" in card["evidence"], "its card lacks what single episodes came to"
 
 
 @pytest.mark.slow
@@ -116,8 +135,7 @@ def test_the_go1_walks_as_it_is_told() -> None:
     task = "UnitreeGo1Walk-v0"
     if missing(task):
         pytest.skip(f"no model files of the robot: {unitree.INSTALL_COMMAND}")
-    script = Path(__file__).resolve().parent.parent / "scripts" / "quadruped.py"
-    judge = runpy.run_path(str(script))["judged"]
+    judge = runpy.run_path(str(SCRIPTS / "quadruped.py"))["judged"]
     told = judge(api.locate(task), 10, 0.5)
     assert told["falls"] == 0
     assert told["error"][0] <= 0.1
