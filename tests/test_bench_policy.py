@@ -133,6 +133,7 @@ def test_every_form_is_in_the_json(bundle: Path, capfd: pytest.CaptureFixture[st
     needed = {
         *("empty_python", "act_eager", "act_torchscript_python", "bare_torchscript_python"),
         *("empty_cpp", "act_torchscript_cpp", "bare_torchscript_cpp", "act_plain_c", "step_cpp"),
+        *("act_rehearsed_cpp", "step_rehearsed_cpp"),
     }
     optional = {"act_onnxruntime", "act_aotinductor"}
     assert needed <= set(latency) <= needed | optional

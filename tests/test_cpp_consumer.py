@@ -126,6 +126,15 @@ def test_steps_and_their_recording_equal_python_to_the_last_bit(
     assert replayed.stdout.decode() == f"{ROWS} recorded steps repeated bit for bit\n"
 
 
+def test_rehearsals_change_no_answer(bundle: Path, obs: ndarray) -> None:
+    plain, rehearsed = (
+        robot("run", bundle, "--deadline", 60, *more, stdin=obs[:500].tobytes()).stdout
+        for more in ((), ("--rehearse", 2))
+    )
+    assert plain
+    assert plain == rehearsed
+
+
 def test_a_recording_with_one_changed_bit_is_noticed(
     bundle: Path, contract: Contract, obs: ndarray, tmp_path: Path
 ) -> None:

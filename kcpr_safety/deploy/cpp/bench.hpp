@@ -1,8 +1,8 @@
 // How long does one answer take, cold and warm, when it is asked for once per control period?
 //
 // Every contender is called once in every period, each in a slot of its own, with sleep between: as a
-// robot asks, with caches that others have used meanwhile. Afterwards each runs alone, back to back.
-// `cold` is its first call in this process.
+// robot asks, with caches that others have used meanwhile. One that rehearses does so shortly before.
+// Afterwards each runs alone, back to back. `cold` is its first call in this process.
 #pragma once
 
 #include "bundle.hpp"
@@ -19,7 +19,12 @@ struct Contender {
   std::function<void()> call;
   /// What is done before its first call and not timed.
   std::function<void()> prepare = [] {};
+  /// What is done shortly before every call and not timed.
+  std::function<void()> rehearse = nullptr;
 };
+
+/// How long before its time a call is rehearsed.
+inline constexpr std::int64_t kRehearsalNs = 500'000;
 
 inline std::int64_t now_ns() {
   timespec time{};
@@ -65,7 +70,12 @@ inline nlohmann::json bench(const std::vector<Contender>& contenders, std::size_
   std::int64_t next = now_ns();
   for (std::size_t tick = 0; tick < ticks; ++tick) {
     for (const auto& contender : contenders) {
-      wait_until(next += slot);
+      next += slot;
+      if (contender.rehearse) {
+        wait_until(next - kRehearsalNs);
+        contender.rehearse();
+      }
+      wait_until(next);
       times[contender.name].push_back(time_us(contender.call));
     }
     if ((tick + 1) * 100 / ticks != tick * 100 / ticks) std::cerr << '.' << std::flush;

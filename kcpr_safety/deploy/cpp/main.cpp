@@ -29,6 +29,7 @@ constexpr char kHelp[] = R"(usage: kcpr-robot COMMAND BUNDLE --trust PLACE [OPTI
   --max-age S            oldest observation that is acted upon (not given: one period)
   --deadline S           longest that a step may take (not given: one period)
   --age S                run: how old each observation is said to be (not given: 0)
+  --rehearse N           run: rehearsals before each step; they change no answer (not given: 0)
   --record FILE          run: write the black box there at the end
   --recording FILE       replay: such a file
   --method NAME          ask: forward, act, nominal, fallback, check (not given: act)
@@ -78,7 +79,7 @@ std::vector<std::string> names(const Arguments& arguments, const std::string& si
 Arguments parse(int count, char** words) {
   static const std::vector<std::string> known = {
       "trust",     "period", "observation", "action", "max-age", "deadline", "age",  "record",
-      "recording", "method", "steps",       "ticks",  "bare",    "floor"};
+      "recording", "method", "steps",       "ticks",  "bare",    "floor",    "rehearse"};
   Arguments arguments;
   for (int i = 3; i < count; i += 2) {
     const std::string word = words[i];
@@ -117,7 +118,9 @@ void put(const T* values, std::size_t count) {
 void run(kcpr::Controller& controller, const Arguments& arguments) {
   std::vector<float> row(controller.contract().observation.size());
   const double age_s = number(arguments, "age", 0);
+  const auto rehearsals = static_cast<std::size_t>(number(arguments, "rehearse", 0));
   while (read_row(row)) {
+    for (std::size_t i = 0; i < rehearsals; ++i) controller.rehearse();
     const auto& answer = controller.step(row, age_s);
     put(answer.action.data(), answer.action.size());
     put(&answer.risk, 1);
@@ -186,6 +189,8 @@ std::vector<kcpr::Contender> contenders(const kcpr::Bundle& bundle, const kcpr::
                     }});
   };
   script("act_torchscript_cpp", bundle.files.at("controller.pt"), "act");
+  script("act_rehearsed_cpp", bundle.files.at("controller.pt"), "act");
+  list.back().rehearse = list.back().call;
   if (arguments.contains("bare"))
     script("bare_torchscript_cpp", kcpr::read_file(arguments.at("bare")), "forward");
   if (arguments.contains("floor")) {
@@ -194,15 +199,21 @@ std::vector<kcpr::Contender> contenders(const kcpr::Bundle& bundle, const kcpr::
     if (!floor) throw kcpr::Refusal(arguments.at("floor") + " has no floor_act");
     list.push_back({"act_plain_c", floor});
   }
-  auto controller = std::make_shared<std::unique_ptr<kcpr::Controller>>();
-  list.push_back({"step_cpp",
-                  [controller, obs] {
-                    const auto size = static_cast<std::size_t>(obs.numel());
-                    (*controller)->step({obs.data_ptr<float>(), size}, 0.0);
-                  },
-                  [controller, bundle, options] {
-                    *controller = std::make_unique<kcpr::Controller>(bundle, options);
-                  }});
+  const auto step = [&](const std::string& name) {
+    auto controller = std::make_shared<std::unique_ptr<kcpr::Controller>>();
+    const auto size = static_cast<std::size_t>(obs.numel());
+    list.push_back({name,
+                    [controller, obs, size] {
+                      (*controller)->step({obs.data_ptr<float>(), size}, 0.0);
+                    },
+                    [controller, bundle, options] {
+                      *controller = std::make_unique<kcpr::Controller>(bundle, options);
+                    }});
+    return controller;
+  };
+  step("step_cpp");
+  const auto controller = step("step_rehearsed_cpp");
+  list.back().rehearse = [controller] { (*controller)->rehearse(); };
   return list;
 }
 
