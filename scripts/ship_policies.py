@@ -8,7 +8,7 @@ private key (whose public half is in `policies/trusted/`). What is in the run al
 is, so that the same runs and key give the same bytes. Ends with `verify` on what was written.
 
 A bundle that is shipped already is shipped anew, in today's interface: with the policy and the
-evidence that are in it, as far as its card holds every episode. Latency is measured where --latency
+evidence that are in it; where its card does not hold every episode, as many are judged again. Latency is measured where --latency
 says so, for nothing else may run beside it.
 """
 
@@ -65,14 +65,16 @@ def unpacked(bundle: Path, run: Path) -> Path:
         "calibration": card["calibration"],
     }
     evidence = card["evidence"]
-    if not {"success", "collision"} & evidence.keys():  # of these the card has no episodes
-        kept[EVIDENCE_FILE] = {
-            **{name: value for name, value in evidence.items() if name not in _DERIVED},
-            **about,
-            "agent": card["identity"]["agent"],
-            "seed": card["identity"]["seed"],
-            "steps": evidence["training_steps"],
-        }
+    told = {name: value for name, value in evidence.items() if name not in _DERIVED}
+    if {"success", "collision"} & evidence.keys():  # of these the card has no episodes
+        told = api.evaluate(bundle, episodes=evidence["episodes"]).record()
+    kept[EVIDENCE_FILE] = {
+        **told,
+        **about,
+        "agent": card["identity"]["agent"],
+        "seed": card["identity"]["seed"],
+        "steps": evidence["training_steps"],
+    }
     for name, record in kept.items():
         if record is not None:
             (run / name).write_text(json.dumps(record))
