@@ -208,7 +208,7 @@ class ContinuousController(Controller):
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(nominal, fallback) of normalised observations; the safe action if weights overflow."""
-        # [2, batch, action]: (mean, offset) and (raw log deviation, log ratio, which is not deployed).
+        # [2, batch, action]: (mean, offset) and (raw log deviation, log ratio: not deployed).
         places, raws = torch.chunk(self.pair(x), 2, dim=2)
         share = torch.addcmul(self.log_middle, torch.tanh(raws[0]), self.log_reach).exp_()
         nominal, fallback = torch.unbind(self._command(torch.addcmul(places[0], share, places)))

@@ -8,8 +8,8 @@ private key (whose public half is in `policies/trusted/`). What is in the run al
 is, so that the same runs and key give the same bytes. Ends with `verify` on what was written.
 
 A bundle that is shipped already is shipped anew, in today's interface: with the policy and the
-evidence that are in it; where its card does not hold every episode, as many are judged again. Latency is measured where --latency
-says so, for nothing else may run beside it.
+evidence that are in it; where its card does not hold every episode, as many are judged again.
+Latency is measured where --latency says so, for nothing else may run beside it.
 """
 
 import argparse
