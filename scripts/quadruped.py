@@ -1,15 +1,16 @@
 """Does a quadruped walk as it is told: at 0.5 m/s for 20 s, without a fall, within its budget?
 
     python scripts/quadruped.py train [--robot go1] [--steps N] [--seed 0] [--out RUN]
-    python scripts/quadruped.py judge RUN [--episodes 50] [--speed 0.5] [--json]
+    python scripts/quadruped.py judge RUN [--episodes 50] [--speed 0.5] [--validation] [--json]
     python scripts/quadruped.py film RUN --out walk.gif [--seconds 4]
 
 `train` is `kcpr-safety train` with the robot's card. `judge` walks the kept policy straight on
 evaluation seeds, floor, load, motors, delay, pushes and noise drawn from them, and counts as good
 an episode that lasts, with the mean speed within 0.1 m/s of the commanded one and punishment within
-the budget. Beside the mean's error it tells the mean error of speeds averaged over one second.
-`film` shows the stretch of the first evaluation episode in which most punishment falls. RUN may be
-a run folder, a bundle, or the name of a shipped policy.
+the budget; with --validation on validation seeds, to choose settings by. Beside the mean's error it
+tells the mean error of speeds averaged over one second. `film` shows the stretch of the first
+evaluation episode in which most punishment falls. RUN may be a run folder, a bundle, or the name of
+a shipped policy.
 """
 
 import argparse
@@ -30,7 +31,12 @@ from kcpr_safety.envs.crew import default_threads
 from kcpr_safety.envs.quadruped import QuadrupedWorld
 from kcpr_safety.errors import KcprError, SettingsError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
-from kcpr_safety.seeds import FIRST_EVALUATION_SEED, EpisodeSeeds, evaluation_seeds
+from kcpr_safety.seeds import (
+    FIRST_EVALUATION_SEED,
+    FIRST_VALIDATION_SEED,
+    EpisodeSeeds,
+    consecutive_seeds,
+)
 from kcpr_safety.stats import mean_interval, share_interval
 from kcpr_safety.training.evaluation import OnStep, act_by_row, torch_threads
 from kcpr_safety.training.video import record_video
@@ -52,6 +58,7 @@ def main() -> int:
     judge.add_argument("run", type=Path)
     judge.add_argument("--episodes", type=int, default=50)
     judge.add_argument("--speed", type=float, default=0.5, help="commanded, forward [m/s]")
+    judge.add_argument("--validation", action="store_true", help="validation seeds, to choose by")
     judge.add_argument("--json", action="store_true")
     film = commands.add_parser("film")
     film.add_argument("run", type=Path)
@@ -66,7 +73,8 @@ def main() -> int:
             )
             print(f"{out}; judge it with: python scripts/quadruped.py judge {out}")
         elif given.command == "judge":
-            show(judged(api.locate(given.run), given.episodes, given.speed), given.json)
+            first = FIRST_VALIDATION_SEED if given.validation else FIRST_EVALUATION_SEED
+            show(judged(api.locate(given.run), given.episodes, given.speed, first), given.json)
         else:
             place = api.locate(given.run)
             with Console(stderr=True).status(f"filming {place}: half a minute"):
@@ -77,14 +85,13 @@ def main() -> int:
     return 0
 
 
-def judged(place: Path, episodes: int, speed: float) -> dict[str, Any]:
-    """Figures of a policy on `episodes` evaluation episodes at one commanded speed."""
+def judged(place: Path, episodes: int, speed: float, first_seed: int) -> dict[str, Any]:
+    """Figures of a policy on `episodes` episodes at one commanded speed."""
     policy = read_policy(locate_policy(place))
     with progress(f"{policy.task} at {speed:g} m/s") as on_step, torch_threads():
-        walks = walked(
-            policy, evaluation_seeds(FIRST_EVALUATION_SEED, BESIDE), episodes, speed, on_step
-        )
-    return verdict(policy, speed, walks)
+        seeds = consecutive_seeds(first_seed, BESIDE)
+        walks = walked(policy, seeds, episodes, speed, on_step)
+    return {**verdict(policy, speed, walks), "first_seed": first_seed}
 
 
 def walked(
@@ -165,7 +172,10 @@ def show(told: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(told, sort_keys=True))
         return
     low, high = told["good_share_interval"]
-    print(f"{told['task']}, {told['episodes']} episodes at {told['commanded_speed']:g} m/s")
+    print(
+        f"{told['task']}, {told['episodes']} episodes at {told['commanded_speed']:g} m/s, seeds "
+        f"from {told['first_seed']:,}"
+    )
     for name, unit in (
         ("speed", "m/s"),
         ("error", "m/s"),
