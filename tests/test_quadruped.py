@@ -404,22 +404,23 @@ def paid(**changed: Any) -> float:
 
 
 def test_reward_by_hand() -> None:
-    assert paid() == pytest.approx(1.7)
-    assert paid(forward=[0.25]) == pytest.approx(1.2)
-    assert paid(sideways=[0.1]) == pytest.approx(1.5)
-    assert paid(clearance=[[0.0] * 4]) == pytest.approx(1.2), "feet that never lift keep no time"
-    assert paid(clearance=[[0.0, 0.025, 0.05, 0.0]]) == pytest.approx(1.2 + 0.5 * 0.75)
-    assert paid(clearance=[[0.05, 0.0, 0.0, 0.05]]) == pytest.approx(1.2), "the wrong half"
-    assert paid(spin=[[0.0, 0.0, 0.5]]) == pytest.approx(1.5 + 0.2 * math.exp(-1))
+    assert paid() == pytest.approx(2.2)
+    assert paid(forward=[0.25]) == pytest.approx(1.2 + 0.5 * math.exp(-1.5625))
+    assert paid(sideways=[0.1]) == pytest.approx(1.5 + 0.5 * math.exp(-0.25))
+    assert paid(clearance=[[0.0] * 4]) == pytest.approx(1.7), "feet that never lift keep no time"
+    assert paid(clearance=[[0.0, 0.025, 0.05, 0.0]]) == pytest.approx(1.7 + 0.5 * 0.75)
+    assert paid(clearance=[[0.05, 0.0, 0.0, 0.05]]) == pytest.approx(1.7), "the wrong half"
+    assert paid(spin=[[0.0, 0.0, 0.5]]) == pytest.approx(2.0 + 0.2 * math.exp(-1))
     still = paid(forward=[0.0], clearance=[[0.0] * 4])
-    assert still == pytest.approx(0.2)
+    assert still == pytest.approx(0.2 + 0.5 * math.exp(-6.25))
     for cost in (
         {"climb": [0.5]},
+        {"tilt": [0.2]},
         {"spin": [[1.0, 0.0, 0.0]]},
         {"torque": [[0.5] * N]},
         {"change": [[0.5] * N]},
     ):
-        assert paid(**cost) < 1.7
+        assert paid(**cost) < 2.2
     assert paid(forward=[-3.0]) == 0.0
 
 
