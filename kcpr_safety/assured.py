@@ -96,10 +96,9 @@ class AssuredController(nn.Module):
     blend_share: Tensor
     soft_start: Tensor
     ordinary: Tensor
+    avoiding: Tensor
+    blended: Tensor
     invalid: Tensor
-    beyond: Tensor
-    mode_ends: Tensor
-    modes: Tensor
     initial: Tensor
     golden_obs: Tensor
     golden_forward: Tensor
@@ -149,14 +148,9 @@ class AssuredController(nn.Module):
             ("blend_share", 1.0 / assurance.blend_steps),
             ("soft_start", float(assurance.soft_start_steps)),
             ("ordinary", 0),
-            ("invalid", MODE_BITS["invalid"]),
-            ("beyond", 2.0),
+            *MODE_BITS.items(),
         ):
             self.register_buffer(name, torch.full((1, 1), value))
-        # Modes of weights up to 0, below 1, 1, and of an invalid observation's, which is beyond.
-        self.register_buffer("mode_ends", torch.tensor([0.0, 1.0 - 2.0**-24, 1.0]))
-        bits = [MODE_BITS[name] for name in ("blended", "avoiding", "invalid")]
-        self.register_buffer("modes", torch.tensor([0, *bits]))
         largest = torch.finfo(torch.float32).max
         self.hard_low.clamp_(min=-largest)
         self.hard_high.clamp_(max=largest)
@@ -310,12 +304,11 @@ class AssuredController(nn.Module):
         return torch.where(weight >= 0.5, fallback, nominal)
 
     def _mode(self, weight: Tensor, valid: Tensor) -> Tensor:
+        mode = self.ordinary
         if self.has_fallback:
-            place = torch.bucketize(torch.where(valid, weight, self.beyond), self.mode_ends)
-            mode = torch.take(self.modes, place)
-        else:
-            mode = torch.where(valid, self.ordinary, self.invalid)
-        return mode.squeeze(1)
+            part = torch.where(weight > self.zero, self.blended, self.ordinary)
+            mode = torch.where(weight >= self.one, self.avoiding, part)
+        return torch.where(valid, mode, self.invalid).squeeze(1)
 
 
 GOLDEN = (

@@ -200,7 +200,7 @@ def _answer(
         blended = graph.op("Where", full, fallback, nominal)
     graph.op("Where", valid, blended, graph.const(controller.safe), out="action")
     part = graph.op("And", graph.op("Greater", weight, graph.const(0.0)), graph.op("Not", full))
-    integers = [graph.const(controller.modes[i].view(1, 1)) for i in (2, 1)]
+    integers = [graph.const(code) for code in (controller.avoiding, controller.blended)]
     zero = graph.const(np.array(0))
     mode = graph.op("Where", full, integers[0], graph.op("Where", part, integers[1], zero))
     mode = graph.op("Where", valid, mode, graph.const(controller.invalid))
