@@ -100,8 +100,10 @@ class Controller(nn.Module):
         pair: Stack,
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
+        rest: Tensor,
     ) -> None:
-        """`pair` are the networks of the reward and of the punishment module."""
+        """`pair` are the networks of the reward and of the punishment module; `rest` is within the
+        bounds, and the answer to what is not finite."""
         super().__init__()
         low, high = bounds
         if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
@@ -113,7 +115,7 @@ class Controller(nn.Module):
         for name, value in (
             ("mean", normaliser[0]),
             ("scale", normaliser[1]),
-            ("safe", torch.zeros_like(low).clamp(low, high)),
+            ("safe", rest),
             # As tensors: a number would be made into one in every call.
             ("least", torch.full_like(normaliser[0], -MAX_NORMALISED)),
             ("most", torch.full_like(normaliser[0], MAX_NORMALISED)),
@@ -182,15 +184,18 @@ class ContinuousController(Controller):
     log_middle: Tensor
     log_reach: Tensor
     action_size: int
+    rests_at_zero: bool
 
     def __init__(
         self,
         pair: Stack,
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
+        rest: Tensor,
     ) -> None:
-        super().__init__(pair, normaliser, bounds)
+        super().__init__(pair, normaliser, bounds, rest)
         low, high = bounds
+        self.rests_at_zero = bool((self.safe == torch.zeros_like(low).clamp(low, high)).all())
         self.action_size = int(low.shape[0])
         least, most = LOG_STD_RANGE
         # Of (nominal, fallback): the nominal goes no way aside, exp(-inf) of the offset.
@@ -220,8 +225,12 @@ class ContinuousController(Controller):
 
     def _command(self, mean: Tensor) -> Tensor:
         command = torch.addcmul(self.low, torch.tanh(mean).add_(self.one), self.half_span)
-        # NaN, of weights that overflow, becomes the safe action: zero, clamped to the bounds.
-        return command.nan_to_num_(0.0).clamp_(self.low, self.high)
+        # NaN, of weights that overflow, becomes the safe action.
+        if self.rests_at_zero:  # in one call less
+            command = command.nan_to_num_(0.0)
+        else:
+            command = torch.where(command == command, command, self.safe)
+        return command.clamp_(self.low, self.high)
 
 
 class DiscreteController(Controller):
@@ -235,9 +244,10 @@ class DiscreteController(Controller):
         pair: Stack,
         normaliser: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
+        rest: Tensor,
         choice: tuple[Tensor, Tensor],
     ) -> None:
-        super().__init__(pair, normaliser, bounds)
+        super().__init__(pair, normaliser, bounds, rest)
         for name, value in zip(("commands", "logit_weights"), choice, strict=True):
             self.register_buffer(name, _own(value))
 
@@ -260,11 +270,13 @@ def controller_from_tensors(tensors: Mapping[str, Tensor], contract: Contract) -
         torch.tensor([entry.high for entry in contract.action], dtype=torch.float32),
     )
     normaliser = (tensors["obs_mean"], tensors["obs_scale"])
+    rest = torch.tensor(contract.rest, dtype=torch.float32).clamp(*bounds)
     if contract.commands:
         commands = torch.tensor(contract.commands, dtype=torch.float32).clamp(*bounds)
         choice = (commands, tensors["logit_weights"])
-        return DiscreteController(Stack(layers_of(tensors, "q")), normaliser, bounds, choice).eval()
-    return ContinuousController(Stack(layers_of(tensors, "actor")), normaliser, bounds).eval()
+        pair = Stack(layers_of(tensors, "q"))
+        return DiscreteController(pair, normaliser, bounds, rest, choice).eval()
+    return ContinuousController(Stack(layers_of(tensors, "actor")), normaliser, bounds, rest).eval()
 
 
 def layers_of(tensors: Mapping[str, Tensor], stack: str) -> list[tuple[Tensor, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 
 from kcpr_safety.assurance import Assurance
 from kcpr_safety.assured import unassured
-from kcpr_safety.contract import Contract, Entry
+from kcpr_safety.contract import Contract, Entry, Servo
 from kcpr_safety.deploy.keys import PrivateKey, signing_key
 from kcpr_safety.deploy.manifest import SEALS, seal
 from kcpr_safety.policy_file import PolicyFile, policy_to_bytes, write_policy
@@ -63,6 +63,16 @@ def fake_policy(
             tensors[f"{stack}.{i}.bias"] = 0.1 * normal(members, 1, outputs)
     settings = {"width": width, "tau_reward": 0.2}
     return PolicyFile(tensors, contract, "kcpr", seed, 90_000, settings)
+
+
+def fake_servo_policy(seed: int = 0, *, gain: float = 1.0) -> PolicyFile:
+    """A random policy of targets for two joints, whose rest pose is neither zero nor the middle."""
+    contract = fake_contract()
+    servos = tuple(
+        Servo(f"joint_{i}", 40.0, 1.0, entry.low + 0.8 * (entry.high - entry.low), 20.0, 30.0)
+        for i, entry in enumerate(contract.action)
+    )
+    return fake_policy(seed, contract=replace(contract, servos=servos), gain=gain)
 
 
 COMMANDS = ((0.0, 0.0), (0.5, 0.0), (0.25, -1.25), (0.25, 1.25), (-1.0, 0.1))

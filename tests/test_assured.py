@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import fake_assurance, fake_discrete_policy, fake_policy
+from fakes import fake_assurance, fake_discrete_policy, fake_policy, fake_servo_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcpr_safety.assurance import SPANS, Assurance
 from kcpr_safety.assured import AssuredController, assured, contract_text, unassured
+from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import FileFault, SettingsError
 from kcpr_safety.training.evaluation import Critic
 
 POLICY = fake_policy(1)
 ASSURANCE = fake_assurance(POLICY)
-POLICIES = [POLICY, fake_discrete_policy(1)]
+POLICIES = [POLICY, fake_discrete_policy(1), fake_servo_policy(1)]
+KINDS = ["continuous", "discrete", "servos"]
 INVALID, AVOIDING, BLENDED = 4, 1, 2
 
 
@@ -126,10 +128,11 @@ def test_a_fallback_that_did_not_earn_its_place_never_acts() -> None:
     assert controller.act(obs)[2].item() == 0
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=["continuous", "discrete"])
+@pytest.mark.parametrize("policy", POLICIES, ids=KINDS)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "above", "below"])
 def test_every_entry_that_is_invalid_gives_the_safe_action(policy: Any, value: str) -> None:
     assurance = fake_assurance(policy)
+    safe = torch.tensor([assurance.safe_action])
     controller = assured(policy, assurance)
     for index in range(policy.contract.obs_size):
         obs = torch.zeros(1, 5)
@@ -139,8 +142,11 @@ def test_every_entry_that_is_invalid_gives_the_safe_action(policy: Any, value: s
         action, risk, mode = controller.act(obs)
         stepped = controller.step(obs, controller.get_buffer("initial"))
         for said, bits in ((action, mode), (stepped[0], stepped[2])):
-            assert said.tolist() == [list(assurance.safe_action)], index
+            assert torch.equal(said, safe), index
             assert bits.item() == INVALID, index
+        if edge is None:
+            for said in (controller(obs), controller.nominal(obs), controller.fallback(obs)):
+                assert torch.equal(said, safe), index
         assert math.isfinite(risk.item())
         assert torch.isfinite(stepped[3]).all()
         wrong = controller.check(obs).item()
@@ -156,17 +162,28 @@ def test_every_entry_that_is_invalid_gives_the_safe_action(policy: Any, value: s
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 
 
+def test_weights_that_overflow_command_the_rest_pose() -> None:
+    policy = fake_servo_policy(1)
+    weight = policy.tensors["actor.1.weight"]
+    tensors = {**policy.tensors, "actor.1.weight": torch.full_like(weight, math.inf)}
+    controller = controller_from_tensors(tensors, policy.contract)
+    obs = observations(4)
+    assert torch.isnan(controller.pair(controller.normalise(obs))).any()
+    for said in (controller.nominal(obs), controller.fallback(obs)):
+        assert torch.equal(said, torch.tensor([policy.contract.rest] * 4))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     row=st.lists(FLOATS, min_size=5, max_size=5),
     state=st.lists(FLOATS, min_size=6, max_size=6),
     gain=st.sampled_from([1.0, 1e30]),
-    which=st.sampled_from([0, 1]),
+    which=st.sampled_from([0, 1, 2]),
 )
 def test_any_observation_and_state_give_a_finite_action_within_bounds(
     row: list[float], state: list[float], gain: float, which: int
 ) -> None:
-    policy = fake_policy(1, gain=gain) if which == 0 else fake_discrete_policy(1, gain=gain)
+    policy = (fake_policy, fake_discrete_policy, fake_servo_policy)[which](1, gain=gain)
     controller = assured(policy, fake_assurance(policy))
     obs = torch.tensor([row], dtype=torch.float32)
     memory = torch.tensor([state], dtype=torch.float32)
@@ -217,7 +234,7 @@ def test_the_risk_of_a_choice_is_that_of_its_row() -> None:
         assert torch.equal(controller.risk(obs, action)[:, 0], expected)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=["continuous", "discrete"])
+@pytest.mark.parametrize("policy", POLICIES, ids=KINDS)
 def test_without_assurance_everything_is_the_policy_itself(policy: Any) -> None:
     controller = assured(policy, unassured(policy))
     obs = observations()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import fake_discrete_policy, fake_policy
+from fakes import fake_discrete_policy, fake_policy, fake_servo_policy
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
@@ -120,7 +120,11 @@ def observations(size: int, rows: int) -> ndarray:
     return obs.astype(np.float32)
 
 
-POLICIES = {"continuous": fake_policy(4), "discrete": fake_discrete_policy(4)}
+POLICIES = {
+    "continuous": fake_policy(4),
+    "discrete": fake_discrete_policy(4),
+    "servos": fake_servo_policy(4),
+}
 
 
 @pytest.fixture(scope="module", params=list(POLICIES))

@@ -210,6 +210,26 @@ def test_the_result_and_the_card(run: Path, bundle: Path, result: dict[str, Any]
         assert digest == hashlib.sha256((bundle / name).read_bytes()).hexdigest()
 
 
+def test_the_card_says_with_whose_weights_training_began(
+    run: Path, bundle: Path, tmp_path: Path
+) -> None:
+    begun = {"task": "SafetySprint-v0", "agent": "kcpr", "seed": 3, "steps": 1500}
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["begun_from"] = begun | {"policy_sha256": "ab" * 32}
+    (copy / "config.json").write_text(json.dumps(config))
+    export_bundle(copy, tmp_path / "bundle")
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    assert card["provenance"]["begun_from"] == config["begun_from"]
+    text = (tmp_path / "bundle" / "CARD.md").read_text()
+    assert "began with the weights of SafetySprint-v0 (kcpr, seed 3, 1,500 steps" in text
+    assert "began with the weights" not in (bundle / "CARD.md").read_text()
+    config["begun_from"] = {"task": "SafetySprint-v0"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFault, match="begun_from"):
+        export_bundle(copy, tmp_path / "other")
+
+
 def test_the_controller_carries_its_card(bundle: Path) -> None:
     """With LibTorch's reader, and with nothing but a zip reader."""
     wanted = {"card.json": "", "contract.json": "", "golden.safetensors": ""}

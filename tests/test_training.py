@@ -1,6 +1,7 @@
 """Does a run keep, judge, save and resume as it promises, and lose nothing when things go wrong?"""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -287,6 +288,26 @@ def test_a_run_can_start_from_another_ones_policy(tmp_path: Path) -> None:
     train_run(options(tmp_path / "fresh", seed=1))
     second, fresh = (read_policy(tmp_path / name).tensors for name in ("second", "fresh"))
     assert not torch.equal(second["actor.0.weight"], fresh["actor.0.weight"])
+    first = read_policy(tmp_path / "first")
+    begun = checkpoints.read_config(tmp_path / "second").begun_from
+    assert begun is not None and begun["task"] == first.task and begun["steps"] == first.steps
+    file = (tmp_path / "first" / "policy.safetensors").read_bytes()
+    assert begun["policy_sha256"] == hashlib.sha256(file).hexdigest()
+    assert checkpoints.read_config(tmp_path / "fresh").begun_from is None
+
+
+def test_a_warm_start_acts_with_its_policy_from_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_run(options(tmp_path / "first"))
+
+    def random(_: Any) -> None:
+        raise AssertionError("a random action")
+
+    monkeypatch.setattr(loop.Training, "_random_action", random)
+    train_run(options(tmp_path / "second", init=tmp_path / "first"))
+    with pytest.raises(AssertionError, match="a random action"):
+        train_run(options(tmp_path / "fresh"))
 
 
 def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(tmp_path: Path) -> None:

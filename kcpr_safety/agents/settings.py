@@ -78,7 +78,8 @@ class Settings:
     num_envs: int = 16
     """Environments side by side."""
     random_steps: int = 5_000
-    """Steps of uniformly random actions before learning starts."""
+    """Steps of uniformly random actions before learning starts; of the policy's own in a run that
+    began with one (`--init`)."""
     capacity: int = 1_000_000
     """Transitions that the replay remembers."""
 

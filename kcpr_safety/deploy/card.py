@@ -131,6 +131,7 @@ def make_card(policy: PolicyFile, proof: Proof, parity: Parity, key: PublicKey) 
             "settings": dict(policy.settings),
             "training_versions": config.get("versions", {}),
             "task_card_sha256": config.get("card_sha256"),
+            **({"begun_from": dict(begun)} if (begun := config.get("begun_from")) else {}),
         },
         "signature": {
             "algorithm": "ed25519",

@@ -121,7 +121,7 @@ def _continuous(graph: _Graph, policy: ContinuousController, x: str) -> tuple[st
         above = graph.op("Add", graph.op("Tanh", middle), graph.const(1.0))
         action = graph.op("Mul", above, graph.const(policy.half_span))
         action = graph.op("Add", action, graph.const(policy.low))
-        action = graph.op("Where", graph.finite(action), action, graph.const(0.0))
+        action = graph.op("Where", graph.finite(action), action, graph.const(policy.safe))
         action = graph.op("Max", action, graph.const(policy.low))
         return graph.op("Min", action, graph.const(policy.high))
 

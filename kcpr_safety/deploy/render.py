@@ -230,8 +230,16 @@ def _proof(card: Card, _: str) -> str:
 
 def _origin(card: Card, _: str) -> str:
     origin, signature = card["provenance"], card["signature"]
+    begun = origin.get("begun_from")
+    before = (
+        f"Training began with the weights of {begun['task']} ({begun['agent']}, seed "
+        f"{begun['seed']}, {begun['steps']:,} steps, policy file SHA-256 "
+        f"`{begun['policy_sha256'][:16]}...`). "
+        if begun
+        else ""
+    )
     return (
-        f"## Provenance\n\n{origin['package']}, torch {origin['torch']}. Signed with key "
+        f"## Provenance\n\n{origin['package']}, torch {origin['torch']}. {before}Signed with key "
         f"`{signature['key_id']}` ({signature['algorithm']}, public key SHA-256 "
         f"`{signature['public_key_sha256'][:16]}...`). Components: `sbom.cdx.json`.\n"
     )

@@ -69,6 +69,9 @@ class Config:
     device: str = "cpu"
     threads: int = 1
     """Cores of the learner; results repeat to the last bit only on the same number."""
+    begun_from: Mapping[str, Any] | None = None
+    """The policy whose weights the run began with: task, agent, seed, steps, SHA-256 of its file;
+    None: with weights of its own."""
 
     def to_json(self) -> str:
         record = asdict(self) | {
@@ -169,6 +172,7 @@ def read_config(run: Path) -> Config:
             contract=Contract.from_json(json.dumps(record["contract"])),
             device=str(record["device"]),
             threads=max(1, _count(record.get("threads", 1))),
+            begun_from=record.get("begun_from"),
         )
     except (ValueError, TypeError, KeyError, KcprError) as error:
         raise FileFault(f"{path} is not the configuration of a run: {error}") from error

@@ -151,7 +151,9 @@ class Training:
         clock = (self.steps, self.wall_s)
         while self.steps < total:
             learning = self.steps >= settings.random_steps
-            action = self.learner.act(obs) if learning else self._random_action()
+            # Random actions would bend a warm start's normaliser, and so its policy, at once.
+            acts = learning or self.config.begun_from is not None
+            action = self.learner.act(obs) if acts else self._random_action()
             stepping = simulator.submit(self.world.step, self.actuation.command(action))
             if learning:
                 log_due = self.steps + settings.num_envs - marks["log"] >= _LOG_EVERY

@@ -1,10 +1,12 @@
 """How does a run begin, with what cores and device, and how is it taken up again?"""
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from kcpr_safety import envs
 from kcpr_safety.agents.families import FAMILIES, family_of
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import SettingsError
-from kcpr_safety.policy_file import read_policy
+from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import training_seeds
 from kcpr_safety.training import checkpoints, kept_task
 from kcpr_safety.training.checkpoints import Config
@@ -41,7 +43,10 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     steps = DEFAULT_STEPS if options.steps is None else options.steps
     if steps < settings.num_envs:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
-    init = None if options.init is None else read_policy(options.init)
+    init = begun_from = None
+    if options.init is not None:
+        init = read_policy(options.init)
+        begun_from = _origin(options.init, init)
     world = training_world(card, settings.num_envs, options.seed)
     if bool(world.contract.commands) != family.chooses:
         others = [name for kind in FAMILIES if kind is not family for name in kind.agents]
@@ -61,6 +66,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
         contract=world.contract,
         device=options.device,
         threads=learner_threads(options.threads),
+        begun_from=begun_from,
     )
     with locked(options.out):
         checkpoints.refuse_existing(options.out)
@@ -83,6 +89,17 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
         training = Training(run, config, world, card)
         training.take_up()
         return training.run(sinks)
+
+
+def _origin(place: Path, policy: PolicyFile) -> dict[str, Any]:
+    """What a run's record says of the policy that it began with."""
+    return {
+        "task": policy.task,
+        "agent": policy.agent,
+        "seed": policy.seed,
+        "steps": policy.steps,
+        "policy_sha256": hashlib.sha256(locate_policy(place).read_bytes()).hexdigest(),
+    }
 
 
 def training_world(card: TaskCard, num_envs: int, seed: int) -> envs.World:
