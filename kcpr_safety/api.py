@@ -115,6 +115,7 @@ def train(
     out: StrPath | None = None,
     num_envs: int | None = None,
     init: StrPath | None = None,
+    trust: Iterable[StrPath] = (),
     device: str = "cpu",
     threads: int | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -126,8 +127,9 @@ def train(
 
     `task` is a task card's name or file, any registered Safety-Gymnasium id, or `module:Id-v0`;
     `agent` is kcpr, sac, sac-lag or one of the discrete ones; `budget` replaces the card's
-    allowed punishment per episode; `init` is a run or bundle to start from; `threads` is how
-    many cores the learner may use (default 2; give 1 to each of two runs side by side);
+    allowed punishment per episode; `init` is a run or bundle to start from (`trust` adds public
+    keys that a bundle may be signed with); `threads` is how many cores the learner may use
+    (default 2; give 1 to each of two runs side by side);
     `overrides` replaces numbers of the agent (`agents.settings.Settings`); `progress` shows a
     live display on stderr; `tensorboard` also writes curves for TensorBoard, and `track` names
     further services (wandb, mlflow). What is left None has the task's default. An existing run
@@ -145,7 +147,7 @@ def train(
         budget=budget,
         out=_fresh_folder(out, f"{_short(task)}-{agent}-seed{seed}"),
         num_envs=num_envs,
-        init=None if init is None else locate(init),
+        init=None if init is None else _sound(locate(init), trust),
         device=device,
         threads=threads,
         overrides=overrides or {},
@@ -173,17 +175,19 @@ def evaluate(
     episodes: int = EVALUATION_EPISODES,
     eval_seed: int = FIRST_EVALUATION_SEED,
     video: StrPath | None = None,
+    trust: Iterable[StrPath] = (),
 ) -> Result:
     """Judge a run's or bundle's deterministic policy on full episodes.
 
     Episode i starts from seed `eval_seed + i`; seeds that training may have seen are refused. The
     result of a run is kept as `evaluation.json` beside it. `video` films the first episode
-    (.gif, or .mp4 where imageio-ffmpeg is installed).
+    (.gif, or .mp4 where imageio-ffmpeg is installed). A bundle must be signed by a trusted key, to
+    which `trust` adds files; a changed byte raises `FileFault`.
     """
     from kcpr_safety.training.evaluation import evaluate_policy
     from kcpr_safety.training.video import record_video
 
-    place = locate(path)
+    place = _sound(locate(path), trust)
     if video is not None:
         record_video(place, Path(video), eval_seed)
     record = evaluate_policy(place, episodes, eval_seed)
@@ -307,6 +311,17 @@ def locate(path: StrPath) -> Path:
         return shipped[str(path)]
     named = f"; shipped policies: {', '.join(shipped)}" if shipped else ""
     raise FileFault(f"'{path}' is neither a run or bundle folder nor a shipped policy{named}")
+
+
+def _sound(place: Path, trust: Iterable[StrPath]) -> Path:
+    """The same place; of a bundle every file must be what a trusted key signed."""
+    from kcpr_safety.deploy.keys import trusted_keys
+    from kcpr_safety.deploy.load import is_bundle
+    from kcpr_safety.deploy.manifest import open_sealed
+
+    if is_bundle(place):
+        open_sealed(place, trusted_keys(Path(file) for file in trust))
+    return place
 
 
 def _sinks(progress: bool, tensorboard: bool, track: Sequence[str]) -> "list[Sink]":

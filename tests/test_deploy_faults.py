@@ -18,6 +18,7 @@ from fakes import fake_assurance, fake_evaluation, fake_policy, fake_run, reseal
 from traps import Trap, torch_saved
 
 import kcpr_safety.deploy.bundle as bundle_module
+from kcpr_safety import api
 from kcpr_safety.deploy import export_bundle, load_policy
 from kcpr_safety.deploy.archive import _entries, extras_of, laid_out, load_script, quiet
 from kcpr_safety.deploy.bundle import FILES
@@ -49,6 +50,19 @@ def refused(bundle: Path) -> str:
     assert "\n" not in sentence
     assert str(bundle) in sentence
     return sentence
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "CARD.md", "manifest.json"])
+def test_a_changed_bundle_is_neither_judged_nor_trained_on(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(FileFault, match=re.escape(name)):
+        api.evaluate(bundle, episodes=1)
+    out = bundle.parent / "run"
+    with pytest.raises(FileFault, match=re.escape(name)):
+        api.train("SafetyPointGoal1-v0", init=bundle, out=out)
+    assert not out.exists()
 
 
 FOREIGN = {

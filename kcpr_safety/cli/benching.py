@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
-from kcpr_safety.cli.deploying import Trust
-from kcpr_safety.cli.options import OPTIONAL, Count
+from kcpr_safety.cli.options import OPTIONAL, Count, Trust
 from kcpr_safety.errors import KcprError
 
 

@@ -6,11 +6,9 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
-from kcpr_safety.cli.options import Folder
+from kcpr_safety.cli.options import Folder, Trust
 from kcpr_safety.errors import KcprError
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED
-
-Trust = Annotated[tuple[str, ...], arg(metavar="ID.pub", help_behavior_hint="(optional)")]
 
 
 @dataclass(frozen=True)

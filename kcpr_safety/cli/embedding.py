@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from kcpr_safety.cli import show
-from kcpr_safety.cli.deploying import Trust
+from kcpr_safety.cli.options import Trust
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from kcpr_safety.cli.options import (
     Place,
     Settings,
     ShowsResult,
+    Trust,
     parse_settings,
 )
 from kcpr_safety.errors import KcprError
@@ -91,6 +92,8 @@ class Train(ShowsResult):
     """Environments side by side; not given: the default."""
     init: Place = None
     """Start from the weights of this run or bundle."""
+    trust: Trust = ()
+    """Further public keys that a bundle to start from may be signed with."""
     device: str = "cpu"
     """Where to learn: cpu, cuda, cuda:1 ..."""
     threads: Count = None
@@ -116,6 +119,7 @@ class Train(ShowsResult):
             out=self.out,
             num_envs=self.envs,
             init=self.init,
+            trust=self.trust,
             device=self.device,
             threads=self.threads,
             overrides=parse_settings(self.set),
@@ -166,6 +170,8 @@ class Evaluate(ShowsResult):
     """Seed of the first episode; the others follow one by one."""
     video: File = None
     """Also film the first episode, as .gif (or .mp4 where imageio-ffmpeg is installed)."""
+    trust: Trust = ()
+    """Further public keys that a bundle may be signed with."""
     json: bool = False
     """One JSON object on stdout, nothing else."""
 
@@ -173,7 +179,11 @@ class Evaluate(ShowsResult):
         from kcpr_safety import api
 
         result = api.evaluate(
-            self.path, episodes=self.episodes, eval_seed=self.eval_seed, video=self.video
+            self.path,
+            episodes=self.episodes,
+            eval_seed=self.eval_seed,
+            video=self.video,
+            trust=self.trust,
         )
         return result.record(), 0
 

@@ -23,6 +23,7 @@ Settings = Annotated[
     tuple[str, ...], arg(metavar="NAME=NUMBER", help_behavior_hint="(repeatable)"), UseAppendAction
 ]
 Place = Annotated[str | None, arg(metavar="RUN|BUNDLE", help_behavior_hint=OPTIONAL)]
+Trust = Annotated[tuple[str, ...], arg(metavar="ID.pub", help_behavior_hint=OPTIONAL)]
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, bool | int | float]:

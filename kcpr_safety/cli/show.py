@@ -96,7 +96,7 @@ def result_rows(record: dict[str, Any]) -> list[tuple[str, object]]:
             for part in record.get("streams", ())
         ),
         ("time [s]", record["wall_s"]),
-        ("kept in", record["path"]),
+        ("path", record["path"]),
     ]
 
 
