@@ -58,6 +58,7 @@ def unpacked(bundle: Path, run: Path) -> Path:
     (run / RUN_FILE).write_bytes(data)
     origin = card["provenance"]
     config = {"versions": origin["training_versions"], "card_sha256": origin["task_card_sha256"]}
+    config |= {"begun_from": origin["begun_from"]} if "begun_from" in origin else {}
     kept = {"config.json": config, STRESS_FILE: card["stress"], LATENCY_FILE: card["latency"]}
     kept[CALIBRATION_FILE] = {
         **about,

@@ -18,7 +18,7 @@ from kcpr_safety.envs.robot_state import Gathered
 from kcpr_safety.envs.robot_terms import rewards
 from kcpr_safety.errors import EXIT_CODE, CardError, FileFault, KcprError
 from kcpr_safety.policy_file import RUN_FILE
-from kcpr_safety.training import kept_task
+from kcpr_safety.training import checkpoints, kept_task
 from kcpr_safety.training.options import TrainOptions
 from kcpr_safety.training.runs import resume_run, train_run
 from kcpr_safety.training.stopping import Interrupted
@@ -433,6 +433,7 @@ def test_a_run_keeps_what_it_needs(card: Path, tmp_path: Path) -> None:
         )
     sums = (run / "task" / "SHA256SUMS").read_text().split()
     assert sums[::2] == [hashlib.sha256(text.encode()).hexdigest() for text in (CARD, ARM)]
+    assert checkpoints.read_config(run).card_sha256 == sums[0]
     # The originals change and go: the run goes by its own.
     card.with_name("arm.xml").write_text(ARM.replace('gear="8"', 'gear="1"'))
     card.unlink()

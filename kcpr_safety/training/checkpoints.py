@@ -69,6 +69,8 @@ class Config:
     device: str = "cpu"
     threads: int = 1
     """Cores of the learner; results repeat to the last bit only on the same number."""
+    card_sha256: str | None = None
+    """Of the task card's file; None: the task has none."""
     begun_from: Mapping[str, Any] | None = None
     """The policy whose weights the run began with: task, agent, seed, steps, SHA-256 of its file;
     None: with weights of its own."""
@@ -172,6 +174,7 @@ def read_config(run: Path) -> Config:
             contract=Contract.from_json(json.dumps(record["contract"])),
             device=str(record["device"]),
             threads=max(1, _count(record.get("threads", 1))),
+            card_sha256=record.get("card_sha256"),
             begun_from=record.get("begun_from"),
         )
     except (ValueError, TypeError, KeyError, KcprError) as error:

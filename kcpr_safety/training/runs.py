@@ -66,6 +66,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
         contract=world.contract,
         device=options.device,
         threads=learner_threads(options.threads),
+        card_sha256=_card_sha256(card),
         begun_from=begun_from,
     )
     with locked(options.out):
@@ -89,6 +90,11 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
         training = Training(run, config, world, card)
         training.take_up()
         return training.run(sinks)
+
+
+def _card_sha256(card: TaskCard) -> str | None:
+    files = [content for name, content in card.source.items() if name.endswith(".toml")]
+    return hashlib.sha256(files[0]).hexdigest() if files else None
 
 
 def _origin(place: Path, policy: PolicyFile) -> dict[str, Any]:
