@@ -1,5 +1,6 @@
 """Does the page say what the episodes show, to everyone, alone, and no more than that?"""
 
+import base64
 import dataclasses
 import json
 import os
@@ -379,6 +380,20 @@ class TestInput:
         assert "10 rows were written again" in note
         drawn = re.compile(r"<svg.*?</svg>", re.S)
         assert drawn.findall(page) == drawn.findall(clean)
+
+
+def test_a_film_of_the_first_episode_is_shown(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    plain = build_report([run], tmp_path / "plain").read_text()
+    assert "<h3>Films" not in plain
+    (run / "episode.gif").write_bytes(b"GIF89a and so on")
+    shown = build_report([run], tmp_path / "shown").read_text()
+    assert base64.b64encode(b"GIF89a and so on").decode() in shown
+    evidence = json.loads((run / "evaluation.json").read_text())
+    assert f"the first of the evaluated episodes (seed {evidence['eval_seed']})" in shown
+    (run / "episode.gif").write_bytes(bytes(2**20 + 1))
+    told = build_report([run], tmp_path / "large").read_text()
+    assert "<h3>Films" not in told and "its film is not shown" in told
 
 
 def test_where_it_is_written(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ class Evaluate(ShowsResult):
     examples: ClassVar[str] = """
   kcpr-safety evaluate runs/demo --episodes 100
   kcpr-safety evaluate runs/demo/bundle --json
-  kcpr-safety evaluate SafetyHalfCheetahVelocity-v1 --video episode.gif
+  kcpr-safety evaluate runs/demo --video runs/demo/episode.gif      the report shows this film
 """
     path: Annotated[Positional[str], arg(metavar="RUN|BUNDLE")]
     """A run folder, a bundle, or the name of a shipped policy (see: kcpr-safety policies)."""
@@ -169,7 +169,8 @@ class Evaluate(ShowsResult):
     eval_seed: int = FIRST_EVALUATION_SEED
     """Seed of the first episode; the others follow one by one."""
     video: File = None
-    """Also film the first episode, as .gif (or .mp4 where imageio-ffmpeg is installed)."""
+    """Also film the first episode, as .gif (or .mp4 where imageio-ffmpeg is installed); a report
+    shows RUN/episode.gif."""
     trust: Trust = ()
     """Further public keys that a bundle may be signed with."""
     json: bool = False

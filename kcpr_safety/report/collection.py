@@ -14,13 +14,12 @@ from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import read_json
 from kcpr_safety.files import read_limited
 from kcpr_safety.report.published import Published, read_progress, references
-from kcpr_safety.report.runs import Row, read_run
+from kcpr_safety.report.runs import MAX_FILM_BYTES, Row, read_run
 from kcpr_safety.report.standings import Across, Comparison, across, compare_trials
 from kcpr_safety.report.trials import Problem, Trial, read_rows, read_trials, row_of
 
 SUITE_FILE, CELLS, VIDEOS, INDEX = "suite.json", "cells", "videos", "index.json"
 PROGRESS = "progress.csv"
-MAX_FILM_BYTES = 2**20
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from html import escape
 
 from kcpr_safety.report import figures as draw
 from kcpr_safety.report import panels, tables
+from kcpr_safety.report.benchmark_figures import films
+from kcpr_safety.report.collection import Film
 from kcpr_safety.report.judge import Entry, Group, Judgement
 from kcpr_safety.report.numbers import short
 from kcpr_safety.report.shell import document
@@ -129,11 +131,32 @@ environment steps.</p>
 <h3>Figures</h3>
 {panels.legend(group, styles)}
 <div class="figures">{"".join(panels.figures(group, styles))}</div>
+{_films(group)}
 <h3>Runs, versions and seeds</h3>
 {tables.runs_table(group)}
 {tables.versions_table(group)}
 <details><summary>Settings</summary>{tables.settings_table(group)}</details>
 </section>"""
+
+
+def _films(group: Group) -> str:
+    """The first evaluated episode of each run that has been filmed."""
+    found = [
+        Film(
+            task=group.task,
+            label=entry.label,
+            seed=entry.run.seed,
+            kind="first",
+            eval_seed=evidence.eval_seed,
+            punishment=evidence.punishments[0],
+            returned=evidence.returns[0],
+            suffix=entry.run.film[0],
+            data=entry.run.film[1],
+        )
+        for entry in group.entries
+        if entry.run.film and (evidence := entry.run.evidence)
+    ]
+    return f"<h3>Films</h3>{films(found)}" if found else ""
 
 
 # ------------------------------------------------------------------------------------------ words

@@ -19,6 +19,8 @@ from kcpr_safety.texts import json_object
 
 SCHEMA_VERSION = "1"
 MAX_METRICS_BYTES = 512 * 2**20
+MAX_FILM_BYTES = 2**20
+FILM_NAME, FILM_SUFFIXES = "episode", (".gif", ".mp4")
 Row = Mapping[str, Any]
 
 
@@ -42,6 +44,8 @@ class Run:
     validation: tuple[Row, ...]
     evidence: Evidence | None
     notes: tuple[str, ...]
+    film: tuple[str, bytes] | None = None
+    """Suffix and content of `episode.gif` (or .mp4) in the folder: the first evaluated episode."""
 
     def curve(self, kind: str, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of one metric; NaN where a row has none."""
@@ -78,13 +82,27 @@ def read_run(path: Path) -> Run:
             if gaps:
                 notes.append(f"{gaps} {kind} rows have no finite {key}: the curve is broken there")
     evidence, remark = _read_evidence(path, run)
+    try:
+        film = _read_film(path)
+    except FileFault as fault:
+        film = None
+        notes.append(f"its film is not shown: {fault}")
     return replace(
         run,
         train=tuple(train),
         validation=tuple(validation),
         evidence=evidence,
         notes=tuple(notes + remark),
+        film=film,
     )
+
+
+def _read_film(path: Path) -> tuple[str, bytes] | None:
+    for suffix in FILM_SUFFIXES:
+        file = path / f"{FILM_NAME}{suffix}"
+        if file.is_file():
+            return suffix, read_limited(file, MAX_FILM_BYTES)
+    return None
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
