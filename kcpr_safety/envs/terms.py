@@ -70,7 +70,9 @@ TERMS: Mapping[str, Term] = {
     "self_collision": Term("two parts of one robot touch each other", "", "touch", _BODIES),
     "energy": Term("actuators take or give much power, added up", "W", "above", ("actuators",)),
     "action_rate": Term(
-        "a command changes much in one step: as a share of its range", "1", "above"
+        "a command changes much in one step: as a share of its range (another choice: all of it)",
+        "1",
+        "above",
     ),
     "region": Term(
         "a body's origin is outside of the box low .. high (x, y, z): how far",
