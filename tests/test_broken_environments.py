@@ -506,8 +506,11 @@ def test_a_crash_in_a_worker_thread_leaves_the_checkpoints_intact(
     monkeypatch.setattr(
         envs, "make_world", lambda _, n, *, episode_seeds, **__: Crewed(n, episode_seeds)
     )
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError) as crash:
         train(tmp_path / "run", threads=threads)
+    (note,) = crash.value.__notes__
+    assert "is intact" in note
+    assert note.endswith(f"kcpr-safety resume {tmp_path / 'run'}")
     assert 0 < checkpoints.read_counters(tmp_path / "run").steps < 80
     crashes.clear()
     assert resume_run(tmp_path / "run").record()["kept_steps"] == 80
