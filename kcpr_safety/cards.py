@@ -44,7 +44,8 @@ A card is a TOML file in `tasks/`:
     value = 1e-3
     reason = "why this task needs it"
 
-What a card does not say holds as the agents have it; that is why overrides are few and explained.
+At most one of maze, environment, quadruped and robot is in a card, with what that kind reads. What
+a card does not say holds as the agents have it; that is why overrides are few and explained.
 """
 
 import hashlib
@@ -82,6 +83,13 @@ _OPTIONAL: Mapping[str, type] = {
     "robot": dict,
     "overrides": dict,
 }
+_IGNORED: Mapping[str, tuple[str, ...]] = {
+    "maze": ("options", "punish", "streams"),
+    "quadruped": ("commands", "options", "punish", "streams"),
+    "robot": ("options",),
+    "environment": (),
+}
+"""What makes a card one of a kind, and the keys that mean nothing to that kind."""
 _OVERRIDE_KEYS = ("value", "reason")
 
 
@@ -220,6 +228,7 @@ def _read(path: Path) -> TaskCard:
     except ValueError as error:
         raise CardError(f"task card {path} is not TOML: {error}") from error
     _check_keys(path, record)
+    _check_kind(path, record)
     overrides = {
         name: _override(path, name, item) for name, item in record.get("overrides", {}).items()
     }
@@ -261,6 +270,21 @@ def _check_keys(path: Path, record: dict[str, Any]) -> None:
     budget = record.get("budget", TaskCard.budget)
     if not (math.isfinite(budget) and budget >= 0):
         raise CardError(f"task card {path}: 'budget' must be finite and at least 0, not {budget}")
+
+
+def _check_kind(path: Path, record: dict[str, Any]) -> None:
+    """Nothing that is written may be left unread."""
+    kinds = [kind for kind in _IGNORED if kind in record]
+    if len(kinds) > 1:
+        raise CardError(
+            f"task card {path} has '{kinds[0]}' and '{kinds[1]}', which are two tasks; keep one"
+        )
+    for kind in kinds:
+        for key in _IGNORED[kind]:
+            if key in record:
+                raise CardError(
+                    f"task card {path}: a '{kind}' makes no use of '{key}'; leave that out"
+                )
 
 
 def _commands(path: Path, rows: list[Any]) -> tuple[tuple[float, ...], ...]:

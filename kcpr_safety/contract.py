@@ -8,7 +8,9 @@ there are any, so that contracts written before there were some are still the sa
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from typing import Any, Self
 
 from kcpr_safety.errors import FileFault, SettingsError
@@ -148,6 +150,55 @@ class Contract:
             return cls(**record)
         except (ValueError, TypeError, KeyError, AttributeError, SettingsError) as error:
             raise FileFault(f"not a contract of this package: {error}") from error
+
+
+def differences(own: Contract, here: Contract) -> Iterator[str]:
+    """What a policy's contract has otherwise than that of its task, one sentence each.
+
+    Words (what a punishment means) may change, and so may the budget, which is the policy's.
+    """
+    task = f"{own.task} here"
+    for side in ("observation", "action", "commands"):
+        mine, theirs = getattr(own, side), getattr(here, side)
+        if mine != theirs:
+            pairs = zip_longest(mine, theirs)
+            odd = next((str(one) for one, other in pairs if one != other), "nothing more")
+            yield (
+                f"the policy's {side} contract ({len(mine)} entries) is not that of {task} "
+                f"({len(theirs)} entries): the policy has {odd}"
+            )
+    yield from _servo_differences(own, here)
+    if not math.isclose(own.period_s, here.period_s, rel_tol=1e-6):
+        yield f"the policy acts every {own.period_s} s, but {task} takes {here.period_s} s a step"
+    if own.time_limit != here.time_limit:
+        yield (
+            f"the policy's episodes have {own.time_limit} steps, those of {task} {here.time_limit}"
+        )
+    mine, theirs = (
+        ", ".join(f"{stream.name} (budget {stream.budget:g})" for stream in contract.streams)
+        for contract in (own, here)
+    )
+    if mine != theirs:
+        yield (
+            f"the policy's streams of punishment are {mine or 'none'}, those of {task} "
+            f"{theirs or 'none'}"
+        )
+
+
+def _servo_differences(own: Contract, here: Contract) -> Iterator[str]:
+    """The first servo that differs, for each of their numbers."""
+    task = f"{own.task} here"
+    if len(own.servos) != len(here.servos):
+        yield f"the policy has {len(own.servos)} servos, {task} has {len(here.servos)}"
+        return
+    for key in (each.name for each in fields(Servo)):
+        for mine, theirs in zip(own.servos, here.servos, strict=True):
+            one, other = getattr(mine, key), getattr(theirs, key)
+            if one != other:
+                yield (
+                    f"the policy's servo of {mine.joint} has {key} {one}, that of {task} {other}"
+                )
+                break
 
 
 def _check(record: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ but this", and that is checked here. So is that ARCHITECTURE.md draws the floors
 """
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kcpr_safety.cards import card_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "kcpr_safety"
@@ -61,6 +64,19 @@ def test_room_imports_nothing_but_its_list(room: str) -> None:
             known = name.split(".")[0] in sys.stdlib_module_names
             allowed = any(f"{name}.".startswith(f"{prefix}.") for prefix in NOTHING_BUT[room])
             assert known or allowed, f"{source.relative_to(ROOT)} imports {name}"
+
+
+TASK_ID = re.compile(r"\b(Safety|Unitree)\w+-v\d")
+
+
+@pytest.mark.parametrize("room", ["training", "agents"])
+def test_learning_knows_no_task_by_name(room: str) -> None:
+    """What differs from task to task is in cards and contracts; one set of code learns them all."""
+    for source in files_of(room):
+        text = source.read_text()
+        named = [task for task in card_names() if task in text]
+        named += [found.group() for found in TASK_ID.finditer(text)]
+        assert not named, f"{source.relative_to(ROOT)} names {', '.join(named)}"
 
 
 def test_every_file_says_what_it_answers() -> None:

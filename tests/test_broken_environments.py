@@ -143,6 +143,13 @@ def never_after_end(self: Sound, obs: Any, reward: float, _: Any, cut: Any, info
     return obs, reward, self.steps == 4, cut, info
 
 
+def ends_by_time(self: Sound, obs: Any, reward: Any, _: Any, cut: Any, info: Any) -> Any:
+    return obs, reward, self.steps == LIMIT, cut, info
+
+
+PIXELS = gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8)
+
+
 def box(*bounds: float, dtype: Any = np.float32) -> Any:
     return gymnasium.spaces.Box(*bounds, (1,), dtype)
 
@@ -256,6 +263,21 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "ends at its fi",
         UNSEEN,
     ),
+    "ends by its time": (
+        {"spoiled": ends_by_time},
+        "reports 'terminated' exactly at its time limit of 8 steps",
+        UNSEEN,
+    ),
+    "pixels": (
+        {"observation_space": PIXELS},
+        "pixels are not supported: its observations hold pictures of shape (4, 4, 3)",
+        "pixels are not supported",
+    ),
+    "pixels among others": (
+        {"observation_space": gymnasium.spaces.Dict({"x": gymnasium.spaces.Tuple([PIXELS])})},
+        "pixels are not supported",
+        "pixels are not supported",
+    ),
     "slow": ({"spoiled": slow}, "would take 0.1 days", UNSEEN),
 }
 
@@ -290,7 +312,7 @@ def test_check_names_the_fault_and_how_to_mend_it(
     named = [finding for finding in findings if said in finding.sentence]
     assert named, findings
     assert named[0].severity != "ok"
-    assert named[0].mend or case == "exception when built"
+    assert all(finding.mend for finding in findings)
     assert all("\n" not in finding.sentence + finding.mend for finding in findings)
 
 
@@ -335,6 +357,58 @@ def test_no_time_limit_is_one_sentence(register: Callable[..., type[Sound]]) -> 
     assert "max_episode_steps" in envs.check_environment(ID)[0].sentence
 
 
+@pytest.mark.parametrize(
+    ("env_id", "said", "mend"),
+    [
+        ("KcprTestSond-v0", "unknown task", "kcpr-safety tasks lists"),
+        ("nowhere_to_be_found:A-v0", "cannot be imported", "where Python finds"),
+        ("no_card.toml", "no_card.toml", "correct the card"),
+        (ID, "has no time limit", "mend what is named"),
+    ],
+)
+def test_what_cannot_even_be_built_has_a_way_out(
+    env_id: str, said: str, mend: str, register: Callable[..., type[Sound]]
+) -> None:
+    register(limit=None)
+    (finding,) = envs.check_environment(env_id)
+    assert finding.severity == "error"
+    assert said in finding.sentence
+    assert mend in finding.mend
+
+
+@pytest.mark.parametrize(("limit", "told"), [(25, True), (1_000, False)])
+def test_an_end_by_time_is_found_a_while_after_the_other_steps(
+    limit: int, told: bool, register: Callable[..., type[Sound]]
+) -> None:
+    def late(self: Sound, obs: Any, reward: Any, _: Any, cut: Any, info: Any) -> Any:
+        return obs / 1e3, reward, self.steps == limit, cut, info
+
+    register(limit=limit, spoiled=late)
+    (finding,) = envs.check_environment(ID, steps=10)
+    assert (finding.severity == "warning") == told
+    assert ("use truncated" in finding.mend) == told
+
+
+@pytest.mark.parametrize(
+    ("limit", "ended"),
+    [
+        (1, lambda self: True),
+        (LIMIT, lambda self: self.steps == LIMIT - (self.np_random_seed == conformance.SEEDS[1])),
+        (LIMIT, lambda self: self.steps == LIMIT - 1),
+    ],
+    ids=["an episode of one step", "one of two seeds earlier", "one step before"],
+)
+def test_an_end_of_the_tasks_own_is_none_by_time(
+    limit: int, ended: Callable[[Sound], bool], register: Callable[..., type[Sound]]
+) -> None:
+    def own(self: Sound, obs: Any, reward: Any, _: Any, cut: Any, info: Any) -> Any:
+        return obs, reward, ended(self), cut, info
+
+    register(limit=limit, spoiled=own)
+    told = " ".join(finding.sentence for finding in envs.check_environment(ID))
+    assert "exactly at its time limit" not in told
+
+
 def test_no_step_is_taken_after_an_end(
     register: Callable[..., type[Sound]], tmp_path: Path
 ) -> None:
@@ -366,6 +440,18 @@ def test_check_loses_its_patience(
     findings = envs.check_environment(ID)
     assert time.perf_counter() - began < 2.0
     assert [finding.severity for finding in findings] == ["warning"], findings
+
+
+def test_check_takes_one_step_where_each_costs_all_its_patience(
+    register: Callable[..., type[Sound]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conformance, "PATIENCE_S", 0.02)
+    kind = register(spoiled=slow)
+    (finding,) = envs.check_environment(ID)
+    assert (finding.severity, kind.total) == ("warning", 1)
+    monkeypatch.setattr(conformance, "SLOW_S", 1.0)
+    (finding,) = envs.check_environment(ID)
+    assert finding.sentence.endswith("(episodes: 1, steps: 1; after 0.02 s the rest was left out)")
 
 
 # ----------------------------------------------------------------- what a broken run leaves behind
@@ -420,8 +506,11 @@ def test_a_crash_in_a_worker_thread_leaves_the_checkpoints_intact(
     monkeypatch.setattr(
         envs, "make_world", lambda _, n, *, episode_seeds, **__: Crewed(n, episode_seeds)
     )
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError) as crash:
         train(tmp_path / "run", threads=threads)
+    (note,) = crash.value.__notes__
+    assert "is intact" in note
+    assert note.endswith(f"kcpr-safety resume {tmp_path / 'run'}")
     assert 0 < checkpoints.read_counters(tmp_path / "run").steps < 80
     crashes.clear()
     assert resume_run(tmp_path / "run").record()["kept_steps"] == 80

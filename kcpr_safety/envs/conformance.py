@@ -1,13 +1,13 @@
 """Does an environment keep the promises that training, export and the report rely on?
 
-`check_environment` builds it, resets it twice with each of two seeds, steps it past its time limit
+`check_environment` builds it, resets it twice with each of two seeds, steps it to its time limit
 or a few hundred steps, once beside a second one, and says in plain sentences all that it found and
 how to mend it (`promises`). The same check runs in this package's tests over every task card, and
 is a command for anybody's own environment: an id registered with gymnasium (`module:Id-v0` imports
 `module` first) whose step returns (obs, reward, cost, terminated, truncated, info), or five values
 with info["cost"]; or a robot's card.
 
-An environment that takes long is stepped for `PATIENCE_S` in all.
+An environment that takes long is stepped for `PATIENCE_S` in all, and once at least.
 """
 
 import time
@@ -22,7 +22,14 @@ from kcpr_safety.envs import promises
 from kcpr_safety.envs.official import action_for, make_plain, outcome_of
 from kcpr_safety.envs.plainly import translated
 from kcpr_safety.envs.promises import Fault
-from kcpr_safety.errors import KcprError
+from kcpr_safety.errors import (
+    AbsentTaskError,
+    CardError,
+    FileFault,
+    KcprError,
+    MissingPackageError,
+    UnknownNameError,
+)
 
 STEPS = 200
 SEEDS = (10_001, 10_002)
@@ -30,8 +37,20 @@ PATIENCE_S = 20.0
 SLOW_S = 0.1
 """A step that takes longer makes a training of the default length last a night [s]."""
 _DEFAULT_STEPS = 300_000
+_LONGER = 5
+"""One more episode goes to its time limit, if that is not above so many times the others' steps."""
 _BESIDE = 50
 """Steps that two environments take in turn."""
+
+_MENDS: tuple[tuple[type[KcprError], str], ...] = (
+    (UnknownNameError, "take a name that is offered; kcpr-safety tasks lists the tasks"),
+    (MissingPackageError, "run that command for this Python, then check again"),
+    (AbsentTaskError, "check again where Python finds what is named"),
+    (CardError, "correct the card there; kcpr-safety tasks --terms lists the terms of [[punish]]"),
+    (FileFault, "put the file there, whole and readable, then check again"),
+    (KcprError, "mend what is named; to see the whole traceback, build it by itself in Python"),
+)
+"""What to do about an error of each kind; its own sentence says what it is about."""
 
 Rows = list[np.ndarray]
 
@@ -55,6 +74,11 @@ class _Report:
         self.began = time.perf_counter()
         self.durations: list[float] = []
         """Of every step taken [s]."""
+        self.episodes = 0
+        self.ends: list[int] = []
+        """Of every episode, the step at which it reported `terminated`; 0 where it did not."""
+        self.left_out = False
+        """Was anything, for lack of patience?"""
 
     def add(self, faults: Iterable[Fault], severity: str = "error") -> bool:
         """Whether there was any."""
@@ -68,9 +92,10 @@ class _Report:
         if broken:
             self.add([Fault(sentence, mend)], severity)
 
-    @property
     def out_of_patience(self) -> bool:
-        return time.perf_counter() - self.began > PATIENCE_S
+        """Never before the first step, which tells how long steps take; once gone, for good."""
+        self.left_out |= bool(self.durations) and time.perf_counter() - self.began > PATIENCE_S
+        return self.left_out
 
 
 class _Stopped(Exception):
@@ -90,13 +115,18 @@ def check_environment(env_id: str, steps: int = STEPS) -> list[Finding]:
             first = [_episode(report, env, seed, length) for seed in SEEDS]
             again = [_episode(report, env, seed, length) for seed in SEEDS]
             _check_seeds(report, first, again)
-            if not report.out_of_patience:
+            if not report.out_of_patience():
                 _check_restart(report, [*first, *again])
-            made.append(make_plain(env_id)[0])
-            _check_beside(report, made, first, again)
+            if not report.out_of_patience():
+                made.append(make_plain(env_id)[0])
+                _check_beside(report, made, first, again)
+            if length < limit <= _LONGER * steps:
+                report.ends.clear()
+                _episode(report, env, SEEDS[0], limit)
+            _check_ends(report, limit)
             _check_pace(report)
     except KcprError as error:
-        report.add([Fault(str(error), "")])
+        report.add([_said(error)])
     except Exception as error:
         report.add([_translated(env_id, "it", error)])
     finally:
@@ -104,16 +134,21 @@ def check_environment(env_id: str, steps: int = STEPS) -> list[Finding]:
             _close(report, env)
     findings = sorted(report.findings.values(), key=lambda finding: finding.severity)
     if not findings:
-        count = len(SEEDS) * 2
-        findings = [
-            Finding("ok", f"every promise kept over {count} episodes of up to {steps} steps")
-        ]
+        taken = f"episodes: {report.episodes}, steps: {len(report.durations)}"
+        rest = f"; after {PATIENCE_S:g} s the rest was left out" if report.left_out else ""
+        findings = [Finding("ok", f"every promise kept ({taken}{rest})")]
     return findings
 
 
 def _translated(env_id: str, what: str, error: BaseException) -> Fault:
     fault = translated(env_id, error)
-    return promises.raised(what, error) if fault is error else Fault(str(fault), "")
+    if fault is error or not isinstance(fault, KcprError):
+        return promises.raised(what, error)
+    return _said(fault)
+
+
+def _said(error: KcprError) -> Fault:
+    return Fault(str(error), next(mend for kind, mend in _MENDS if isinstance(error, kind)))
 
 
 def _close(report: _Report, env: Any) -> None:
@@ -141,11 +176,17 @@ def _episode(report: _Report, env: Any, seed: int, steps: int) -> Rows:
     """One episode under random actions; its observations, rewards and costs for comparison."""
     before = env.observation_space, env.action_space
     rows: Rows = []
+    if report.out_of_patience():
+        return rows
+    report.episodes += 1
+    report.ends.append(0)
     try:
         obs = _begin(report, env, seed)
         rows.append(_flat(env, obs))
         rng = np.random.default_rng(seed)
         for step in range(steps):
+            if report.out_of_patience():
+                break
             row, kept, ended = _step(report, env, _action(env, rng, step))
             report.say(
                 not np.array_equal(_flat(env, obs), rows[-1][: rows[0].size], equal_nan=True),
@@ -155,7 +196,8 @@ def _episode(report: _Report, env: Any, seed: int, steps: int) -> Rows:
             )
             rows.append(row)
             obs = kept
-            if ended or report.out_of_patience:
+            if ended:
+                report.ends[-1] = step + 1 if ended == "terminated" else 0
                 break
     except _Stopped:
         pass
@@ -176,8 +218,8 @@ def _begin(report: _Report, env: Any, seed: int) -> Any:
     return result[0]
 
 
-def _step(report: _Report, env: Any, action: Any) -> tuple[np.ndarray, Any, bool]:
-    """(observation, reward and cost as one row; the observation as given; is this the end?)"""
+def _step(report: _Report, env: Any, action: Any) -> tuple[np.ndarray, Any, str]:
+    """(observation, reward and cost as one row; the observation as given; how it ended, or "")"""
     started = time.perf_counter()
     try:
         result = env.step(action)
@@ -204,7 +246,7 @@ def _step(report: _Report, env: Any, action: Any) -> tuple[np.ndarray, Any, bool
         )
     report.add(promises.cost(float(cost)))
     row = np.append(_flat(env, obs), [float(reward), float(cost)])
-    return row, obs, bool(terminated or truncated)
+    return row, obs, "terminated" if terminated else "truncated" if truncated else ""
 
 
 def _action(env: Any, rng: np.random.Generator, step: int) -> Any:
@@ -244,7 +286,7 @@ def _same(one: Rows, other: Rows) -> bool:
 
 def _repeats(report: _Report, first: list[Rows], again: list[Rows]) -> bool:
     """Whether episodes repeat themselves; where patience ran out, as far as they go."""
-    lengths = report.out_of_patience or [*map(len, first)] == [*map(len, again)]
+    lengths = report.out_of_patience() or [*map(len, first)] == [*map(len, again)]
     return bool(lengths) and all(_same(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -264,6 +306,20 @@ def _check_seeds(report: _Report, first: list[Rows], again: list[Rows]) -> None:
     )
 
 
+def _check_ends(report: _Report, limit: int) -> None:
+    """An end at the time limit is none of the task's; after a true one, nothing more is expected.
+
+    An episode of one step may well be over.
+    """
+    report.say(
+        limit > 1 and set(report.ends) == {limit},
+        f"every episode reports 'terminated' exactly at its time limit of {limit} steps",
+        "use truncated: after 'terminated' a learner counts the future as nothing, and it learns "
+        "wrong values where time alone ran out",
+        "warning",
+    )
+
+
 def _check_restart(report: _Report, episodes: list[Rows]) -> None:
     """An end that outlives `reset`: one real episode, then ends at the first step only."""
     lengths = [len(rows) - 1 for rows in episodes]
@@ -277,7 +333,7 @@ def _check_restart(report: _Report, episodes: list[Rows]) -> None:
 def _check_beside(report: _Report, made: list[Any], first: list[Rows], again: list[Rows]) -> None:
     """Two environments that step in turn must each do what it does alone."""
     broken = any(finding.severity == "error" for finding in report.findings.values())
-    if broken or report.out_of_patience or not _repeats(report, first, again):
+    if broken or report.out_of_patience() or not _repeats(report, first, again):
         return
     one, other = ((env.observation_space, env.action_space) for env in made)
     if report.add(promises.same_spaces(one, other, "in a second environment")):
@@ -290,6 +346,8 @@ def _check_beside(report: _Report, made: list[Any], first: list[Rows], again: li
         ]
         going = {0, 1}
         for step in range(_BESIDE):
+            if report.out_of_patience():
+                break
             for i in sorted(going):
                 row, _, ended = _step(quiet, made[i], _action(made[i], rngs[i], step))
                 rows[i].append(row)

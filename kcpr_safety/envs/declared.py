@@ -20,7 +20,7 @@ from kcpr_safety.envs.punishing import Punishment
 from kcpr_safety.errors import EnvironmentFault
 
 
-class DeclaredEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+class DeclaredEnv(gymnasium.Env[np.ndarray, Any]):
     """One such environment; `step` gives six values, as others do here."""
 
     def __init__(
@@ -53,7 +53,8 @@ class DeclaredEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """Simulated time of one step [s], of an environment that does not say; by a trial."""
         self.inner.reset(seed=0)
         before = self.data.time
-        self.inner.step(self.inner.action_space.low)
+        space = self.inner.action_space
+        self.inner.step(space.low if isinstance(space, gymnasium.spaces.Box) else space.sample())
         return float(self.data.time - before)
 
     def reset(
@@ -63,13 +64,17 @@ class DeclaredEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._before = None
         return self._row(obs), info
 
-    def step(self, action: np.ndarray) -> Any:
+    def step(self, action: Any) -> Any:
         """obs, reward, cost, terminated, truncated, info."""
-        space = self.action_space
-        command = np.clip(np.asarray(action), space.low, space.high).astype(space.dtype)
-        obs, reward, terminated, truncated, info = self.inner.step(command)
+        obs, reward, terminated, truncated, info = self.inner.step(self._command(action))
         cost = self._cost(np.asarray(action)) if self.charges else 0.0
         return self._row(obs), float(reward), cost, bool(terminated), bool(truncated), info
+
+    def _command(self, action: Any) -> Any:
+        space = self.action_space
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return int(np.asarray(action).ravel()[0])
+        return np.clip(np.asarray(action), space.low, space.high).astype(space.dtype)
 
     def _cost(self, action: np.ndarray) -> float:
         share = shares(self.action_space, action.reshape(1, -1))
@@ -91,6 +96,8 @@ class DeclaredEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             named = naming.structured_entries(self.model, parts)
         else:
             named = naming.numbered_entries(self.observation_space, "obs")
+        if isinstance(self.action_space, gymnasium.spaces.Discrete):
+            return named, naming.choices(self.action_space)[0]
         size = int(np.prod(self.action_space.shape))
         drives = naming.action_entries(self.model) if size == self.model.nu else ()
         low, high = self.action_space.low.ravel(), self.action_space.high.ravel()
@@ -107,6 +114,13 @@ class DeclaredEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def shares(space: Any, action: np.ndarray) -> np.ndarray:
-    """Commands [envs, action] as shares of their range: 0 at the low end, 1 at the high."""
+    """Commands [envs, action] as shares of their range: 0 at the low end, 1 at the high.
+
+    A choice becomes a column for each that there is, 1 for the one that is made: no choice is
+    nearer to another than a third.
+    """
+    if isinstance(space, gymnasium.spaces.Discrete):
+        made = action.astype(np.int64) - int(space.start)
+        return np.asarray(made == np.arange(int(space.n)), dtype=np.float64)
     low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
     return np.asarray(np.clip((action - low) / (high - low), 0.0, 1.0))

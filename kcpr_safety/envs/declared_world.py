@@ -26,7 +26,8 @@ class DeclaredWorld(OfficialWorld):
         for env in self._envs:
             env.charges = False
         self._punishment = self._envs[0].punishment
-        self._before = np.full((num_envs, self.contract.action_size), np.nan)
+        rest = np.zeros((num_envs, self.contract.action_size))
+        self._before = np.full_like(shares(self._envs[0].action_space, rest), np.nan)
 
     def _advance(self, action: np.ndarray) -> Outcome:
         outcome = super()._advance(action)

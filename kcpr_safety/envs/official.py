@@ -27,7 +27,7 @@ from kcpr_safety.envs.compat import safety_gymnasium
 from kcpr_safety.envs.declared import DeclaredEnv
 from kcpr_safety.envs.plainly import plain, refuse, said_plainly
 from kcpr_safety.envs.world import Outcome, Simulations, World
-from kcpr_safety.errors import AbsentTaskError, EnvironmentFault, UnknownNameError
+from kcpr_safety.errors import AbsentTaskError, CardError, EnvironmentFault, UnknownNameError
 from kcpr_safety.seeds import EpisodeSeeds
 
 Step = tuple[Any, Any, Any, Any, Any, Any]
@@ -387,11 +387,17 @@ def describe(card: TaskCard, env: Any, time_limit: int) -> Contract:
     else:
         space = gymnasium.spaces.flatten_space(env.observation_space)
         observation = naming.numbered_entries(cast(gymnasium.spaces.Box, space), "obs")
-        if isinstance(env.action_space, gymnasium.spaces.Discrete):
-            action, commands = naming.choices(env.action_space)
-        else:
-            action = naming.numbered_entries(env.action_space, "action")
+        action = ()
         period = float(getattr(env, "dt", 1.0))
+    if isinstance(env.action_space, gymnasium.spaces.Discrete):
+        if commands:
+            raise CardError(
+                f"task card {card.task}: 'commands' is for actions that are numbers; those of this "
+                "environment are a choice already"
+            )
+        action, commands = naming.choices(env.action_space)
+    elif not action:
+        action = naming.numbered_entries(env.action_space, "action")
     return Contract(
         task=card.task,
         observation=_sized(card.task, observation, env.observation_space),

@@ -88,6 +88,13 @@ def _actions(space: Any) -> Iterator[Fault]:
 
 def _observations(space: Any) -> Iterator[Fault]:
     kind = type(space).__name__
+    pictures = next(_pictures(space), None)
+    if pictures is not None:
+        yield Fault(
+            f"pixels are not supported: its observations hold pictures of shape {pictures.shape}",
+            "let it observe a row of numbers, such as features of the picture",
+        )
+        return
     try:
         flat: Any = gymnasium.spaces.flatten_space(space)
     except NotImplementedError:
@@ -99,6 +106,19 @@ def _observations(space: Any) -> Iterator[Fault]:
         )
     elif not flat.low.size:
         yield Fault("its observations hold no number", "show the policy something")
+
+
+def _pictures(space: Any) -> Iterator[gymnasium.spaces.Box]:
+    """Parts of a space that look like pictures: bytes in three dimensions or more."""
+    if isinstance(space, gymnasium.spaces.Box):
+        if space.dtype == np.uint8 and len(space.shape) >= 3:
+            yield space
+    elif isinstance(space, gymnasium.spaces.Dict):
+        for part in space.values():
+            yield from _pictures(part)
+    elif isinstance(space, gymnasium.spaces.Tuple):
+        for part in space:
+            yield from _pictures(part)
 
 
 def same_spaces(one: Any, other: Any, when: str) -> Iterator[Fault]:

@@ -26,6 +26,8 @@ from kcpr_safety.punishments import Punish
 
 Array = np.ndarray
 _SIMPLE = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
+_IN_GAP = 1
+"""A contact's `exclude` (mjdata.h); from 2 on things touch, though no constraint parts them."""
 _KINDS = {"bodies": "body", "geoms": "geom", "joints": "joint", "actuators": "actuator"}
 
 
@@ -59,9 +61,13 @@ class Scene:
 
     @property
     def pairs(self) -> list[Array]:
-        """Geoms in contact: [contacts, 2] of each environment."""
+        """Geoms that touch: [contacts, 2] of each environment.
+
+        Without those that MuJoCo lists because they lie in a geom's `gap`, some way apart.
+        """
         if self._pairs is None:
-            self._pairs = [np.asarray(data.contact.geom).reshape(-1, 2) for data in self.datas]
+            contacts = [data.contact for data in self.datas]
+            self._pairs = [each.geom[each.exclude != _IN_GAP].reshape(-1, 2) for each in contacts]
         return self._pairs
 
 
@@ -207,14 +213,15 @@ def _contact_force(model: Any, row: Punish, where: str) -> Measure:
     wrench = np.zeros(6)
 
     def forces(scene: Scene) -> Array:
-        found = np.zeros((len(scene.datas), len(bodies)))
-        for i, pairs in enumerate(scene.pairs):
-            columns = column[pairs]
+        found = []
+        for one, data in zip(scene.models, scene.datas, strict=True):
+            columns = column[data.contact.geom.reshape(-1, 2)]
+            sizes = np.zeros(len(columns))
             for k in np.flatnonzero((columns >= 0).any(axis=1)):
-                mujoco.mj_contactForce(scene.models[i], scene.datas[i], int(k), wrench)
-                for j in set(columns[k][columns[k] >= 0].tolist()):
-                    found[i, j] += np.sqrt(np.square(wrench[:3]).sum())
-        return found
+                mujoco.mj_contactForce(one, data, int(k), wrench)
+                sizes[k] = np.sqrt(np.square(wrench[:3]).sum())
+            found.append(terms.pressed(columns, sizes, len(bodies)))
+        return np.array(found)
 
     return forces
 

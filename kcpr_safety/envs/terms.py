@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 Values = Float[Array, "envs n"]
@@ -70,7 +70,9 @@ TERMS: Mapping[str, Term] = {
     "self_collision": Term("two parts of one robot touch each other", "", "touch", _BODIES),
     "energy": Term("actuators take or give much power, added up", "W", "above", ("actuators",)),
     "action_rate": Term(
-        "a command changes much in one step: as a share of its range", "1", "above"
+        "a command changes much in one step: as a share of its range (another choice: all of it)",
+        "1",
+        "above",
     ),
     "region": Term(
         "a body's origin is outside of the box low .. high (x, y, z): how far",
@@ -142,6 +144,21 @@ def outside(
 ) -> Values:
     """Distance of points to a box, 0 inside [m]."""
     return _length(place - np.clip(place, low, high))
+
+
+def pressed(
+    columns: Int[Array, "contacts 2"], sizes: Float[Array, " contacts"], bodies: int
+) -> Float[Array, " bodies"]:
+    """Sum of the sizes of the forces on each body [N].
+
+    `columns` says whose the two geoms of a contact are, -1 where nobody's that counts; a contact
+    of a body with itself counts once.
+    """
+    found = np.zeros(bodies)
+    for (one, other), size in zip(columns.tolist(), sizes.tolist(), strict=True):
+        for column in {one, other} - {-1}:
+            found[column] += size
+    return found
 
 
 def touching(pairs: list[Array], wanted: Bool[Array, " geoms"]) -> Float[Array, "envs 1"]:

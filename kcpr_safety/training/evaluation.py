@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from kcpr_safety.agents.settings import settings_from
 from kcpr_safety.agents.snapshots import warm_start
 from kcpr_safety.agents.task import Task
 from kcpr_safety.cards import TaskCard
-from kcpr_safety.contract import Contract
+from kcpr_safety.contract import Contract, differences
 from kcpr_safety.controller import Controller, controller_from_tensors
 from kcpr_safety.envs import World
 from kcpr_safety.errors import AbsentTaskError, FileFault, SettingsError, UnknownNameError
@@ -325,15 +324,10 @@ def world_of(policy: PolicyFile, num_envs: int, seeds: EpisodeSeeds) -> World:
     """The policy's own task, which must still be the one that its contract was made for."""
     card = replace(card_of(policy), budget=policy.contract.budget)
     world = envs.make_world(card, num_envs, episode_seeds=seeds)
-    for side in ("observation", "action", "commands"):
-        own, theirs = getattr(policy.contract, side), getattr(world.contract, side)
-        if own != theirs:
-            pairs = zip_longest(own, theirs)
-            odd = next((str(one) for one, other in pairs if one != other), "nothing more")
-            raise FileFault(
-                f"the policy's {side} contract ({len(own)} entries) is not that of {policy.task} "
-                f"here ({len(theirs)} entries): the policy has {odd}"
-            )
+    odd = "; ".join(differences(policy.contract, world.contract))
+    if odd:
+        world.close()
+        raise FileFault(odd)
     return world
 
 

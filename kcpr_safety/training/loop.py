@@ -28,6 +28,7 @@ from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import (
     EnvironmentFault,
     FileFault,
+    KcprError,
     NonFiniteError,
     TrainingFault,
 )
@@ -122,15 +123,24 @@ class Training:
         except NonFiniteError:
             raise  # says of itself where the run stands
         except (FileFault, EnvironmentFault) as fault:
-            raise type(fault)(
-                f"{fault}; training stopped at {self.steps:,} steps, and the last checkpoint in "
-                f"{self.folder} is intact: mend that, then kcpr-safety resume {self.folder}"
-            ) from fault
+            told = f"{fault}; {self._left()}: mend that, then kcpr-safety resume {self.folder}"
+            raise type(fault)(told) from fault
+        except KcprError:
+            raise
+        except Exception as error:  # a defect keeps its traceback
+            error.add_note(f"{self._left()}: kcpr-safety resume {self.folder}")
+            raise
         finally:
             for sink in opened:
                 sink.close()
         return RunSummary(
             self.config, self.folder, self.wall_s, self.best or {}, self.punishment_total
+        )
+
+    def _left(self) -> str:
+        return (
+            f"training stopped at {self.steps:,} steps, and the last checkpoint in {self.folder} "
+            "is intact"
         )
 
     def _loop(
