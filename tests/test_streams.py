@@ -172,11 +172,10 @@ def test_a_run_with_parts_resumes_to_the_same_bits(
     monkeypatch.setattr(validation, "EPISODES", 2)
     monkeypatch.setattr(loop, "_LOG_EVERY", 500)
     resume_run(tmp_path / "cut")
-    rows = [
-        [row for row in read_rows(tmp_path / name) if row["kind"] == "train"]
-        for name in ("whole", "cut")
-    ]
-    assert "coupling_m_busy" in rows[0][-1]
+    rows = [read_rows(tmp_path / name) for name in ("whole", "cut")]
+    assert {"train", "validation"} == {row["kind"] for row in rows[0]}
+    assert "coupling_m_busy" in next(row for row in rows[0] if row["kind"] == "train")
+    assert all(len(row["streams"]) == 2 for row in rows[0] if row["kind"] == "validation")
     clocks = {"wall_s", "steps_per_s"}
     assert [{k: v for k, v in row.items() if k not in clocks} for row in rows[0]] == [
         {k: v for k, v in row.items() if k not in clocks} for row in rows[1]

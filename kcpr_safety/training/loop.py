@@ -298,7 +298,7 @@ class Training:
             marks=self.marks,
             recent=[list(pair) for pair in self.recent],
             sums=self._sums.tolist(),
-            validated=[list(triple) for triple in self.validation.seen],
+            validated=[list(row) for row in self.validation.seen],
             metrics={name: float(value) for name, value in self._metrics.items()},
             guard=self.guard.counts(),
             finished=finished,
@@ -311,6 +311,9 @@ class Training:
         """Take up where `_save` left off; the environments follow in `_begin`."""
         counters, misfit = state.counters, f"the checkpoint in {self.folder} does not fit its run"
         if np.shape(counters.sums) != self._sums.shape or set(counters.marks) != set(self.marks):
+            raise FileFault(misfit)
+        streams = len(self.config.contract.streams)
+        if not {len(row) for row in counters.validated} <= {3, 3 + 2 * streams}:
             raise FileFault(misfit)
         try:
             self.family.restore(self.learner, state.learner)
