@@ -264,8 +264,8 @@ def evaluate_policy(
     if done.collisions is not None:
         share = sum(count > 0 for count in done.collisions) / episodes
         told |= {"collision_share": share, "collisions": list(done.collisions)}
-    if world.contract.streams:
-        told |= {"streams": _by_stream(world.contract, done.streams)}
+    if policy.contract.streams:
+        told |= {"streams": _by_stream(policy.contract, done.streams)}
     return {
         "task": policy.task,
         "agent": policy.agent,
@@ -334,6 +334,12 @@ def world_of(policy: PolicyFile, num_envs: int, seeds: EpisodeSeeds) -> World:
                 f"the policy's {side} contract ({len(own)} entries) is not that of {policy.task} "
                 f"here ({len(theirs)} entries): the policy has {odd}"
             )
+    own, theirs = ([s.name for s in c.streams] for c in (policy.contract, world.contract))
+    if own and own != theirs:
+        raise FileFault(
+            f"the policy was held to the streams {', '.join(own)}, and {policy.task} here has "
+            f"{', '.join(theirs) or 'none'}"
+        )
     return world
 
 
