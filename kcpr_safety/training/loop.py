@@ -81,7 +81,7 @@ class Training:
         self.guard = Guard(
             config.task,
             self.learner.m_bounds(),
-            most_value(contract.time_limit, config.budget),
+            most_value(contract.time_limit, config.budget) * max([1.0, *task.ratios]),
         )
         self._metrics: Mapping[str, Any] = {}
         self._sums = np.zeros((2, settings.num_envs))
