@@ -127,7 +127,8 @@ def train(
 
     `task` is a task card's name or file, any registered Safety-Gymnasium id, or `module:Id-v0`;
     `agent` is kcpr, sac, sac-lag or one of the discrete ones; `budget` replaces the card's
-    allowed punishment per episode; `init` is a run or bundle to start from (`trust` adds public
+    allowed punishment per episode (refused where streams have budgets of their own: change those
+    together, in a copy of the card); `init` is a run or bundle to start from (`trust` adds public
     keys that a bundle may be signed with); `threads` is how many cores the learner may use
     (default 2; give 1 to each of two runs side by side);
     `overrides` replaces numbers of the agent (`agents.settings.Settings`); `progress` shows a

@@ -155,7 +155,7 @@ class Contract:
 def differences(own: Contract, here: Contract) -> Iterator[str]:
     """What a policy's contract has otherwise than that of its task, one sentence each.
 
-    Words (what a punishment means) may change, and so may the budget, which is the policy's.
+    Words (what a punishment means) may change, and so may budgets, which are the policy's.
     """
     task = f"{own.task} here"
     for side in ("observation", "action", "commands"):
@@ -175,14 +175,10 @@ def differences(own: Contract, here: Contract) -> Iterator[str]:
             f"the policy's episodes have {own.time_limit} steps, those of {task} {here.time_limit}"
         )
     mine, theirs = (
-        ", ".join(f"{stream.name} (budget {stream.budget:g})" for stream in contract.streams)
-        for contract in (own, here)
+        ", ".join(stream.name for stream in contract.streams) for contract in (own, here)
     )
-    if mine != theirs:
-        yield (
-            f"the policy's streams of punishment are {mine or 'none'}, those of {task} "
-            f"{theirs or 'none'}"
-        )
+    if mine and mine != theirs:
+        yield f"the policy was held to the streams {mine}, and {task} has {theirs or 'none'}"
 
 
 def _servo_differences(own: Contract, here: Contract) -> Iterator[str]:

@@ -25,6 +25,19 @@ MAX_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
+class Part:
+    """One stream of the punishment, over the same episodes."""
+
+    name: str
+    budget: float
+    punishments: tuple[float, ...]
+
+    @property
+    def punishment_mean(self) -> float:
+        return float(np.mean(self.punishments))
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Full episodes of one deterministic policy on evaluation seeds."""
 
@@ -52,6 +65,19 @@ class Evidence:
     """Which episodes succeeded, where the task says what success is."""
     collisions: tuple[int, ...] | None = None
     """Steps in contact with what must not be touched, where the world tells."""
+    streams: tuple[Part, ...] = ()
+    """Parts of the punishment that have budgets of their own."""
+
+    @property
+    def budgets(self) -> tuple[tuple[str, float], ...]:
+        """Names and budgets of the streams."""
+        return tuple((part.name, part.budget) for part in self.streams)
+
+    @property
+    def means_within(self) -> bool:
+        """Whether the mean punishment is within the budget, and each stream's within its own."""
+        judged: tuple[Evidence | Part, ...] = (self, *self.streams)
+        return all(of.punishment_mean <= of.budget for of in judged)
 
     @property
     def episodes(self) -> int:
@@ -104,6 +130,7 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
             kept_steps=_whole(record.get("kept_steps")),
             successes=_flags(record.get("successes")),
             collisions=_counts(record.get("collisions")),
+            streams=tuple(_part(part) for part in record.get("streams", ())),
         )
     except KeyError as error:
         raise FileFault(f"{name} is no evaluation of a policy: it lacks {error}") from error
@@ -111,6 +138,11 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
         raise FileFault(f"{name} is no evaluation of a policy: {error}") from error
     _check(evidence, record, name)
     return evidence
+
+
+def _part(record: Mapping[str, Any]) -> Part:
+    punishments = tuple(float(x) for x in record["punishments"])
+    return Part(str(record["name"]), float(record["budget"]), punishments)
 
 
 def _optional(value: Any) -> float | None:
@@ -147,15 +179,27 @@ def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:
         raise FileFault(f"{name} promises {record['episodes']} episodes and lists {count}")
     calibration = (evidence.predicted_punishment, evidence.realised_punishment)
     numbers = (*evidence.returns, *evidence.punishments, evidence.budget)
+    parts = [part.punishments for part in evidence.streams]
+    for part in evidence.streams:
+        if len(part.punishments) != count:
+            raise FileFault(f"{name}: returns and stream {part.name} differ in number")
+        numbers += (*part.punishments, part.budget)
     numbers += tuple(x for x in calibration if x is not None)
     if not all(math.isfinite(x) for x in numbers):
         raise FileFault(f"{name} holds a number that is not finite")
-    if min(evidence.punishments) < 0:
+    if any(min(each) < 0 for each in (evidence.punishments, *parts)):
         raise FileFault(f"{name} holds a negative punishment")
+    if len({part.name for part in evidence.streams}) < len(evidence.streams):
+        raise FileFault(f"{name} names a stream twice")
     for key in ("return_mean", "punishment_mean"):
-        mean = getattr(evidence, key)
-        stated = record.get(key, mean)
-        if not isinstance(stated, int | float) or not math.isclose(
-            stated, mean, rel_tol=1e-6, abs_tol=1e-6
-        ):
-            raise FileFault(f"{name}: {key} is {stated}, but its episodes give {mean:.6g}")
+        _agree(record, key, getattr(evidence, key), name)
+    for part, told in zip(evidence.streams, record.get("streams", ()), strict=True):
+        _agree(told, "punishment_mean", part.punishment_mean, f"{name}: stream {part.name}")
+
+
+def _agree(record: Mapping[str, Any], key: str, mean: float, name: str) -> None:
+    stated = record.get(key, mean)
+    if not isinstance(stated, int | float) or not math.isclose(
+        stated, mean, rel_tol=1e-6, abs_tol=1e-6
+    ):
+        raise FileFault(f"{name}: {key} is {stated}, but its episodes give {mean:.6g}")

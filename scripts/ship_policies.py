@@ -69,6 +69,11 @@ def unpacked(bundle: Path, run: Path) -> Path:
     told = {name: value for name, value in evidence.items() if name not in _DERIVED}
     if {"success", "collision"} & evidence.keys():  # of these the card has no episodes
         told = api.evaluate(bundle, episodes=evidence["episodes"]).record()
+    elif "streams" in told:
+        told["streams"] = [
+            {name: value for name, value in part.items() if name not in _DERIVED}
+            for part in told["streams"]
+        ]
     kept[EVIDENCE_FILE] = {
         **told,
         **about,

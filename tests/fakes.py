@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from kcpr_safety.contract import Contract, Entry, Servo
 from kcpr_safety.deploy.keys import PrivateKey, signing_key
 from kcpr_safety.deploy.manifest import SEALS, seal
 from kcpr_safety.policy_file import PolicyFile, policy_to_bytes, write_policy
+from kcpr_safety.punishments import Stream
 
 BUDGET = 25.0
 
@@ -123,6 +125,23 @@ def fake_evaluation(policy: PolicyFile, *, episodes: int = 10, **changed: Any) -
         "policy_sha256": hashlib.sha256(policy_to_bytes(policy, "policy")).hexdigest(),
     }
     return {**record, **changed}
+
+
+STREAMS = (Stream("force", 12.0, "hard steps"), Stream("speed", 15.0, "fast steps"))
+
+
+def fake_streams(*punishments: Sequence[float]) -> list[dict[str, Any]]:
+    """What `evaluation.json` holds of `STREAMS`, which suffered so in each episode."""
+    return [
+        {
+            "name": stream.name,
+            "budget": stream.budget,
+            "punishment_mean": sum(each) / len(each),
+            "over_budget_share": sum(x > stream.budget for x in each) / len(each),
+            "punishments": list(each),
+        }
+        for stream, each in zip(STREAMS, punishments, strict=True)
+    ]
 
 
 def fake_assurance(policy: PolicyFile, **changed: Any) -> Assurance:

@@ -39,10 +39,23 @@ def policies(layers: list, obs: torch.Tensor, *, coupled: bool) -> tuple[Gaussia
     return own, (anchor + spread.exp() * offset, spread + ratio)
 
 
+def plain_weighing(learner: Learner, batch: Batch) -> tuple[float, torch.Tensor]:
+    """(weight of punishment in force, what the punishment module learns from)."""
+    m, total = learner.controller.m, batch.punishment.double()
+    if batch.streams is None:
+        return m, total
+    pull, whole = m * total, m
+    for k, (_, budget) in enumerate(learner.task.streams):
+        own = learner.stream_controllers[k].m
+        pull = pull + own * batch.streams[:, k].double() / budget * learner.task.budget
+        whole += own
+    return whole, pull / whole
+
+
 def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
     """Gradient of all parameters that the learner's next update of this batch should step along."""
     settings, task = learner.settings, learner.task
-    count, m = batch.obs.shape[0], learner.controller.m
+    count, (m, weighed) = batch.obs.shape[0], plain_weighing(learner, batch)
     stream = torch.Generator()
     stream.set_state(learner.generator.get_state())
     members = learner.actor.members
@@ -93,7 +106,10 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
             reward, discount, twins(target, 0, next_obs, action), charge
         )
         y_punishment = bellman.punishment_target(
-            punishment, discount, twins(target, 2, next_obs, companion_action), companion_charge
+            weighed * learner.punishment_scale,
+            discount,
+            twins(target, 2, next_obs, companion_action),
+            companion_charge,
         )
         y_evaluation = bellman.evaluation_target(
             punishment, discount, twins(target, 4, next_obs, deployed)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from benchmarks import AGENTS, MORE_TASKS, TASKS, fake_row, fake_rows, write_rows
-from fakes import fake_policy, fake_run
+from fakes import fake_policy, fake_run, fake_streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import Document
@@ -69,6 +69,32 @@ class TestRanking:
         (comparison,) = compare_trials(trials(*rows))
         over = [s.punished.value > 25 for s in comparison.standings]
         assert over == sorted(over)
+
+    def test_a_stream_over_its_budget_is_the_agents_verdict(self, tmp_path: Path) -> None:
+        rows = []
+        for agent, force in (("a", 14.0), ("b", 1.0)):
+            for seed in range(3):
+                told = {"punishments": [15.0] * 4, "punishment_mean": 15.0}
+                told |= {"returns": [9.0 if agent == "a" else 1.0] * 4}
+                told |= {"return_mean": told["returns"][0]}
+                row = fake_row(TASK, agent, seed, 4, **told)
+                rows.append(row | {"streams": fake_streams([force] * 4, [1.0] * 4)})
+        page, record = built(tmp_path, rows)
+        assert ranking(record) == ["b", "a"]
+        b, a = record["comparisons"][0]["ranking"]
+        assert (b["verdict"], a["verdict"]) == ("within", "over")
+        assert (b["seeds_feasible"], a["seeds_feasible"]) == (3, 0)
+        assert [(p["name"], p["verdict"]) for p in a["streams"]] == [
+            ("force", "over"),
+            ("speed", "within"),
+        ]
+        words = Document(page).text
+        assert "a: force" in words and "14 of 12" in words
+        plain = [{k: v for k, v in row.items() if k != "streams"} for row in rows]
+        unparted = built(tmp_path / "plain", plain)[1]["comparisons"][0]
+        assert ranking({"comparisons": [unparted]}) == ["a", "b"]
+        assert "streams" not in unparted["protocol"] | unparted["ranking"][0]
+        assert len(built(tmp_path / "both", plain[:3] + rows[3:])[1]["comparisons"]) == 2
 
     def test_verdicts_need_every_seed_and_an_interval(self) -> None:
         def verdict(*means: float) -> str:

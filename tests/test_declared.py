@@ -18,16 +18,20 @@ from toys import Sprint
 
 from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard, card_names, load_card
+from kcpr_safety.cli import main
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.official import make_official, make_plain
 from kcpr_safety.envs.world import Outcome
-from kcpr_safety.errors import CardError, EnvironmentFault
+from kcpr_safety.errors import EXIT_CODE, CardError, EnvironmentFault, FileFault
 from kcpr_safety.policy_file import write_policy
 from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import consecutive_seeds, training_seeds
 from kcpr_safety.training.evaluation import evaluate_policy, rollout
+from kcpr_safety.training.loop import Training
+from kcpr_safety.training.options import TrainOptions
+from kcpr_safety.training.runs import train_run
 from kcpr_safety.training.stress import Body
 
 DECLARED = [task for task in card_names() if load_card(task).punish]
@@ -181,6 +185,42 @@ def test_an_evaluation_reports_each_part_beside_its_budget(tmp_path: Path) -> No
     ]
     total = sum(row["punishment_mean"] for row in record["streams"])
     assert total == pytest.approx(record["punishment_mean"])
+
+
+def test_a_policy_is_judged_by_the_budgets_that_it_was_held_to(tmp_path: Path) -> None:
+    made = world(envs.resolve("FetchPushDense-v4"), 1)
+
+    def judged(*streams: Stream) -> dict[str, Any]:
+        contract = replace(made.contract, streams=streams)
+        policy = replace(fake_policy(contract=contract), settings={"width": 32})
+        write_policy(tmp_path / "policy.safetensors", policy)
+        return evaluate_policy(tmp_path / "policy.safetensors", 1, 10_000)
+
+    force, workspace = made.contract.streams
+    record = judged(replace(force, budget=0.5), workspace)
+    assert [row["budget"] for row in record["streams"]] == [0.5, 1.0]
+    assert "streams" not in judged()
+    with pytest.raises(FileFault, match=r"held to the streams force, and .* has force, workspace"):
+        judged(force)
+
+
+def test_a_budget_for_the_total_alone_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "FetchPushDense-v4", "--out", str(tmp_path / "run"), "--budget", "10"]
+    assert main(words) == EXIT_CODE
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "leave its streams' (force 2, workspace 1) as they are" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cards_own_budget_may_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a benchmark name it in their commands."""
+    monkeypatch.setattr(Training, "run", lambda self, _: self.config)
+    monkeypatch.setattr(Training, "claim", lambda _: None)
+    told = TrainOptions(task="FetchPushDense-v4", out=tmp_path / "run", budget=3.0, threads=1)
+    assert train_run(told).budget == 3.0  # type: ignore[attr-defined]
 
 
 def test_bodies_are_found_for_faults_and_bare_physics() -> None:

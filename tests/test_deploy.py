@@ -10,13 +10,14 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fakes import fake_assurance, fake_policy, fake_run
+from fakes import STREAMS, fake_assurance, fake_contract, fake_policy, fake_run, fake_streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from kcpr_safety.assured import ALL_METHODS, GOLDEN, SCHEMA_VERSION, AssuredCont
 from kcpr_safety.deploy import Policy, load_policy
 from kcpr_safety.deploy.archive import load_script, quiet
 from kcpr_safety.deploy.bundle import FILES, export_bundle
+from kcpr_safety.deploy.card import check_card
 from kcpr_safety.deploy.parity import (
     adversarial_observations,
     answers,
@@ -228,6 +230,31 @@ def test_the_card_says_with_whose_weights_training_began(
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileFault, match="begun_from"):
         export_bundle(copy, tmp_path / "other")
+
+
+def test_a_bundle_tells_of_every_stream(tmp_path: Path) -> None:
+    contract = replace(fake_contract(), streams=STREAMS)
+    values = [3.0, 20.0, 4.0, 5.0, 6.0, 3.0, 4.0, 5.0, 6.0, 3.0]
+    run = fake_run(tmp_path / "run", fake_policy(contract=contract))
+    with pytest.raises(FileFault, match="does not judge the streams"):
+        export_bundle(run, tmp_path / "bundle")
+    record = json.loads((run / "evaluation.json").read_text())
+    streams = fake_streams(values, [2.0] * 10)
+    (run / "evaluation.json").write_text(json.dumps(record | {"streams": streams}))
+    export_bundle(run, tmp_path / "bundle")
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    force, speed = card["evidence"]["streams"]
+    assert (force["name"], force["budget"], force["punishments"]) == ("force", 12.0, values)
+    assert force["over_budget"]["episodes"] == 1 and speed["over_budget"]["episodes"] == 0
+    mean = force["punishment_mean"]
+    assert mean["low"] < mean["value"] == pytest.approx(5.9) and mean["value"] < mean["high"]
+    page = (tmp_path / "bundle" / "CARD.md").read_text()
+    assert f"| punishment: force (budget 12) | 5.9 | {mean['low']:.4g} .. " in page
+    assert "| episodes over that of force | 10.0% | 0.3% .. 44.5% |" in page
+    assert "force, hard steps: 12; speed, fast steps: 15." in page
+    card["evidence"]["streams"][0]["budget"] = -1
+    with pytest.raises(FileFault, match="evidence/streams/0"):
+        check_card(card, "card")
 
 
 def test_the_controller_carries_its_card(bundle: Path) -> None:

@@ -235,6 +235,25 @@ def test_a_pinned_coupling_is_told_once_it_lasts(m: float, bound: str) -> None:
     assert Guard("task", None, 1e3).health(row(steps=10**6, coupling_m=m)) == HEALTHY
 
 
+def test_the_coupling_of_a_stream_is_looked_at_too() -> None:
+    guard = Guard("task", (0.05, 3.0), 1e3)
+
+    def told(steps: int, **m: float) -> str:
+        return guard.health(row(steps=steps, **{f"coupling_m_{k}": v for k, v in m.items()}))
+
+    assert told(1_000, force=3.0, speed=0.4) == HEALTHY
+    other = Guard("task", (0.05, 3.0), 1e3)
+    other.take(guard.counts())
+    pinned = row(steps=1_000 + PINNED_STEPS, coupling_m_force=3.0, coupling_m_speed=0.05)
+    for one in (guard, other):
+        assert one.health(pinned) == "coupling of force pinned at its cap"
+    assert told(2_000 + PINNED_STEPS, force=1.0, speed=0.05) == HEALTHY
+    assert told(1_000 + 2 * PINNED_STEPS, force=3.0, speed=0.05) == (
+        "coupling of speed pinned at its floor"
+    )
+    assert set(Guard("task", None, 1e3).counts()) == {"rollbacks", "pinned"}
+
+
 def test_a_budget_of_nothing_allows_larger_values() -> None:
     assert most_value(1_000, 25.0) == guards.MOST_VALUE
     assert most_value(1_000, 0.0) == 2_000.0

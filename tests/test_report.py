@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import fake_contract, fake_policy, fake_run
+from fakes import STREAMS, fake_contract, fake_policy, fake_run, fake_streams
 
 from kcpr_safety.errors import FileFault
 from kcpr_safety.policy_file import PolicyFile
@@ -203,6 +203,63 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert "6 of 10" in words
     assert "true share 26.2 to 87.8 %" in words
     assert "11.3 to 31.7" in words
+
+
+def test_the_verdict_is_the_worst_of_total_and_streams(tmp_path: Path) -> None:
+    values = punished(10, 11, 12, 13)
+    good = fake_run(
+        tmp_path / "good",
+        policy(0, streams=STREAMS),
+        **values,
+        streams=fake_streams((5, 6, 5, 6), (5, 5, 7, 7)),
+    )
+    over = fake_run(
+        tmp_path / "over",
+        policy(1, streams=STREAMS),
+        **values,
+        streams=fake_streams((5, 30, 12, 13), (5, 5, 0, 0)),
+    )
+    plain = fake_run(tmp_path / "plain", policy(2), **values)
+    page, record = built(good, over, plain)
+    assert len(record["groups"]) == 2
+    alone, parted = sorted(record["groups"], key=lambda group: len(group["runs"]))
+    assert "streams" not in alone["runs"][0]["evaluation"]
+    within, worse = parted["runs"]
+    assert (within["verdict"], worse["verdict"]) == ("within", "over")
+    told = worse["evaluation"]["streams"]
+    assert [(part["name"], part["verdict"]) for part in told] == [
+        ("force", "over"),
+        ("speed", "within"),
+    ]
+    assert told[0]["over_budget"]["episodes"] == 2 and told[0]["punishment_mean"]["value"] == 15
+    words = Document(page).text
+    assert "kcpr · seed 1: force" in words and "15 of 12" in words and "2 of 4" in words
+    assert "(force 12, speed 15; the verdict is the worst of all)" in words
+
+
+def test_a_run_whose_streams_were_not_judged_is_refused(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", policy(0, streams=STREAMS), **punished(1, 2))
+    with pytest.raises(FileFault, match="does not judge the streams"):
+        built(run)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"punishments": [1.0]}, "stream force differ in number"),
+        ({"punishments": [1.0, -1.0], "punishment_mean": 0.0}, "negative"),
+        ({"punishments": [1.0, float("inf")]}, "not finite|is not JSON"),
+        ({"name": "speed"}, "twice"),
+        ({"punishment_mean": 7.0}, "stream force: punishment_mean is 7.0"),
+        ({"budget": None}, "no evaluation"),
+    ],
+)
+def test_odd_streams_are_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    streams = fake_streams((1, 2), (3, 4))
+    streams[0] |= changed
+    run = fake_run(tmp_path / "run", policy(0, streams=STREAMS), **punished(4, 6), streams=streams)
+    with pytest.raises(FileFault, match=words):
+        built(run)
 
 
 def test_a_policy_over_budget_never_stands_above_one_within(tmp_path: Path) -> None:

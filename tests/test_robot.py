@@ -16,7 +16,7 @@ from kcpr_safety.cli import main
 from kcpr_safety.envs.robot import RobotWorld
 from kcpr_safety.envs.robot_state import Gathered
 from kcpr_safety.envs.robot_terms import rewards
-from kcpr_safety.errors import EXIT_CODE, CardError, FileFault, KcprError
+from kcpr_safety.errors import EXIT_CODE, CardError, FileFault, KcprError, SettingsError
 from kcpr_safety.policy_file import RUN_FILE
 from kcpr_safety.training import checkpoints, kept_task
 from kcpr_safety.training.options import TrainOptions
@@ -470,3 +470,32 @@ def test_a_card_may_be_about_an_environment_too(tmp_path: Path) -> None:
     (tmp_path / "goal.toml").write_text(text)
     card = envs.resolve(str(tmp_path / "goal.toml"))
     assert (card.task, card.budget, card.robot) == ("SafetyPointGoal1-v0", 3.0, None)
+
+
+COMMANDS = "budget = 3.0\ncommands = [[0.0, 0.0], [0.5, 0.0], [-0.5, 0.0], [0.0, 1.0], [0.0, -1.0]]"
+CHOOSES = {"width": 8, "batch": 16, "random_steps": 40, "num_envs": 4, "exploration_steps": 200}
+
+
+def test_a_robot_may_choose_among_commands(card: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = changed(card, "budget = 3.0", COMMANDS)
+    options = TrainOptions(str(path), run, "kldmp", steps=400, overrides=CHOOSES, threads=1)
+    train_run(options)
+    policy = api.load_policy(run)
+    assert len(policy.contract.commands) == 5
+    assert tuple(policy.act([0.0] * policy.contract.obs_size).tolist()) in policy.contract.commands
+    assert api.evaluate(run, episodes=2).episodes == 2
+
+
+def test_choices_that_would_not_hold_streams_are_refused(
+    card: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stream = 'stream = "speed"\n[streams.speed]\nbudget = 1\nmeaning = "fast steps"\n'
+    changed(card, "budget = 3.0", COMMANDS).write_text(card.read_text() + stream)
+    run = tmp_path / "run"
+    with pytest.raises(SettingsError, match=r"streams .*\(speed 1\).*not kldmp"):
+        train_run(TrainOptions(str(card), run, "kldmp", steps=400, overrides=CHOOSES, threads=1))
+    assert main(["train", str(card), "--agent", "kldmp", "--out", str(run)]) == EXIT_CODE
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and "streams out of its card" in err
+    assert not run.exists()

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain_update import plain_gradient
 from test_agents import SMALL, TASK, draw_batch, targets
 from toys import Sprint
 
 from kcpr_safety import envs
-from kcpr_safety.agents import Learner, Settings
+from kcpr_safety.agents import Learner, Settings, agent_settings
 from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD
 from kcpr_safety.agents.snapshots import restore, snapshot
 from kcpr_safety.cards import TaskCard
@@ -52,11 +53,62 @@ def test_only_the_part_that_is_overspent_pulls_harder() -> None:
     learner = learner_of()
     suffer(learner, torque=0.02, contact=0.001)  # twice its budget, a fifth of its budget
     torque, contact = learner.stream_controllers
-    assert torque.m > 2 * SMALL.m_start > 2 * contact.m
+    assert torque.m > 2 * SMALL.m_start / 3 > 2 * contact.m
     assert learner.m == pytest.approx(learner.controller.m + torque.m + contact.m)
     told = learner.status()
     assert told["deployed_torque"] == pytest.approx(20.0, rel=0.05)
     assert told["coupling_m_contact"] == contact.m
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+def test_several_budgets_begin_at_the_weight_of_one(controlled: bool) -> None:
+    settings = replace(SMALL, controlled=controlled)
+    alone, parted = (Learner(settings, task, 4, 0) for task in (TASK, PARTS))
+    assert alone.m == pytest.approx(settings.m_start)
+    assert parted.m == pytest.approx(settings.m_start)
+    assert parted.weight == pytest.approx(alone.weight)
+    assert len({each.m for each in (parted.controller, *parted.stream_controllers)}) == 1
+
+
+@pytest.mark.parametrize("budgets", [(3.0, 0.5, 0.25), (0.6, 0.4, 0.2), (25.0, 10.0, 5.0)])
+def test_a_stream_counts_in_units_of_its_own_budget(budgets: tuple[float, ...]) -> None:
+    """Also below one: half of any budget weighs as much as half of another."""
+    total, torque, contact = budgets
+    task = PARTS._replace(budget=total, streams=(("torque", torque), ("contact", contact)))
+    learner = Learner(SMALL, task, num_envs=4, seed=0)
+    for batch in (
+        batch_of(0.5 * torque, 0.0, 0.0),
+        batch_of(0.0, 0.5 * contact, 0.0),
+        batch_of(0.0, 0.0, 0.5 * total),
+    ):
+        torch.testing.assert_close(learner.weighed(batch), torch.full((32,), 0.5 * total / 3))
+
+
+def test_a_stream_without_a_budget_weighs_a_hundred_times_the_total() -> None:
+    assert PARTS._replace(streams=(("never", 0.0), ("rarely", 0.25))).ratios == (100.0, 100.0)
+    nothing = PARTS._replace(budget=0.0, streams=(("never", 0.0),))
+    assert nothing.ratios == (1.0,)
+    assert TASK.ratios == ()
+
+
+@pytest.mark.parametrize("agent", ["kcpr", "sac-lag"])
+def test_the_update_with_parts_is_the_gradient_of_the_plain_losses(agent: str) -> None:
+    small = PARTS._replace(streams=(("torque", 10.0), ("contact", 0.5)))
+    settings = agent_settings(agent, {"width": 16, "batch": 32})
+    learner = Learner(settings, small, num_envs=4, seed=0)
+    suffer(learner, torque=0.02, contact=0.0001, steps=500)
+    for step in range(20):
+        learner.update(parted(draw_batch(step)))
+    batch = parted(draw_batch(100))
+    expected = plain_gradient(learner, batch)
+    learner.update(batch)
+    torch.testing.assert_close(learner.gradient.double(), expected, atol=2e-6, rtol=2e-4)
+
+
+def parted(batch: Batch) -> Batch:
+    share = torch.linspace(0, 1, len(batch.punishment))
+    parts = torch.stack([share * batch.punishment, (1 - share) * batch.punishment], 1)
+    return batch._replace(streams=parts)
 
 
 def test_what_spends_every_budget_alike_weighs_as_the_sum_does() -> None:
@@ -172,11 +224,10 @@ def test_a_run_with_parts_resumes_to_the_same_bits(
     monkeypatch.setattr(validation, "EPISODES", 2)
     monkeypatch.setattr(loop, "_LOG_EVERY", 500)
     resume_run(tmp_path / "cut")
-    rows = [
-        [row for row in read_rows(tmp_path / name) if row["kind"] == "train"]
-        for name in ("whole", "cut")
-    ]
-    assert "coupling_m_busy" in rows[0][-1]
+    rows = [read_rows(tmp_path / name) for name in ("whole", "cut")]
+    assert {"train", "validation"} == {row["kind"] for row in rows[0]}
+    assert "coupling_m_busy" in next(row for row in rows[0] if row["kind"] == "train")
+    assert all(len(row["streams"]) == 2 for row in rows[0] if row["kind"] == "validation")
     clocks = {"wall_s", "steps_per_s"}
     assert [{k: v for k, v in row.items() if k not in clocks} for row in rows[0]] == [
         {k: v for k, v in row.items() if k not in clocks} for row in rows[1]

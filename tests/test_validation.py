@@ -1,5 +1,6 @@
 """Is the policy that a run keeps the best that it has seen, and not the luckiest?"""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from toys import Sprint
 
 from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard
+from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED, FIRST_VALIDATION_SEED
 from kcpr_safety.training import validation
 from kcpr_safety.training.validation import EPISODES, POOLED, Validation, better
@@ -96,3 +98,94 @@ def test_feasible_comes_first(first: tuple[Any, ...], second: tuple[Any, ...]) -
     assert not better(bad, good)
     assert not better(good, good)
     assert better(bad, None)
+
+
+# --------------------------------------------------------------------------------------- streams
+
+FORCE, SPEED = Stream("force", 4.0, "hard"), Stream("speed", 6.0, "fast")
+
+
+@pytest.fixture
+def parted(
+    outcomes: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[float, float, float]]:
+    """What the next validations find: (return, force, speed) each."""
+    coming: list[tuple[float, float, float]] = []
+
+    class Done:
+        def __init__(self) -> None:
+            self.return_mean, *parts = coming.pop(0)
+            self.punishment_mean = sum(parts)
+            self.punishments = (self.punishment_mean,) * EPISODES
+            self.streams = (tuple(parts),) * EPISODES
+            self.predicted = self.realised = 0.0
+
+    def make_world(card: TaskCard, num_envs: int, *, episode_seeds: Any) -> Sprint:
+        world = Sprint(num_envs, episode_seeds)
+        world.contract = replace(world.contract, streams=(FORCE, SPEED))
+        return world
+
+    monkeypatch.setattr(envs, "make_world", make_world)
+    monkeypatch.setattr(validation, "rollout", lambda *_, **__: Done())
+    return coming
+
+
+def judged(coming: list[Any], *outcome: float) -> dict[str, Any]:
+    """The first validation of a run."""
+    coming.append(outcome)
+    return Validation(CARD, CARD.budget).judge(Policy(), 0)
+
+
+def test_a_policy_over_in_one_stream_is_not_kept_before_one_that_holds_both(
+    parted: list[Any],
+) -> None:
+    over = judged(parted, 9.0, 5.0, 1.0)  # 6 of 10 in all, 5 of 4 in force
+    holds = judged(parted, 1.0, 3.0, 5.0)
+    assert [row["feasible"] for row in (over, holds)] == [False, True]
+    assert over["pooled_punishment"] < holds["pooled_punishment"] < CARD.budget
+    assert better(holds, over) and not better(over, holds)
+    force, speed = over["streams"]
+    assert (force["name"], force["budget"], force["pooled_punishment"]) == ("force", 4.0, 5.0)
+    assert (force["over_budget_share"], speed["over_budget_share"]) == (1.0, 0.0)
+
+
+def test_the_infeasible_are_ranked_by_what_is_overspent_most(parted: list[Any]) -> None:
+    force, speed, total = (
+        judged(parted, 0.0, *parts) for parts in ((8.0, 0.0), (0.0, 9.0), (0.0, 16.0))
+    )
+    assert [row["overspent"] for row in (force, speed, total)] == pytest.approx([2, 1.5, 16 / 6])
+    assert better(speed, force) and better(force, total)
+    assert force["pooled_punishment"] < speed["pooled_punishment"]
+
+
+def test_a_stream_is_feasible_with_its_error_to_spare(parted: list[Any]) -> None:
+    judge = Validation(CARD, CARD.budget)
+    parted += [(0.0, 0.0, 1.0), (0.0, 7.8, 1.0)]
+    first, second = (judge.judge(Policy(), steps) for steps in range(2))
+    told = second["streams"][0]
+    assert first["feasible"] and not second["feasible"]
+    assert told["pooled_punishment"] == pytest.approx(3.9)
+    assert told["pooled_punishment_error"] == pytest.approx(3.9 / 20**0.5)
+
+
+def test_streams_are_pooled_over_a_resumption(parted: list[Any]) -> None:
+    first, second = Validation(CARD, CARD.budget), Validation(CARD, CARD.budget)
+    parted += [(float(i), i, 2.0) for i in range(POOLED + 1)]
+    for steps in range(POOLED + 1):
+        first.judge(Policy(), steps)
+    second.take([list(row) for row in first.seen])
+    parted += [(8.0, 4.0, 1.0)] * 2
+    assert first.judge(Policy(), 9) == second.judge(Policy(), 9)
+    assert first.seen == second.seen
+
+
+def test_what_was_kept_by_the_total_alone_gives_way(parted: list[Any]) -> None:
+    """A run that was begun before streams were looked at."""
+    judge = Validation(CARD, CARD.budget)
+    judge.take([[9.0, 1.0, 1.0]] * POOLED)
+    parted.append((1.0, 3.0, 0.0))
+    row = judge.judge(Policy(), 9)
+    assert row["streams"][0]["pooled_punishment"] == 3.0
+    old = {"feasible": True, "pooled_return": 9.0, "pooled_punishment": 1.0}
+    assert better(row, old)
+    assert row["pooled_return"] < old["pooled_return"]

@@ -32,10 +32,16 @@ MEMORY = 0.5
 class BudgetController:
     """Proportional control of m on the pace of punishment, with a slow integral."""
 
-    def __init__(self, settings: Settings, budget: float, time_limit: int) -> None:
-        """`budget`: punishment per episode of `time_limit` steps, undiscounted."""
+    def __init__(
+        self, settings: Settings, budget: float, time_limit: int, share: float = 1.0
+    ) -> None:
+        """`budget`: punishment per episode of `time_limit` steps, undiscounted.
+
+        m begins at this `share` of m_start: several budgets divide it among them.
+        """
         self.settings, self.budget, self.time_limit = settings, budget, time_limit
-        self.integral = math.log(settings.m_start)
+        self.start = settings.m_start * share
+        self.integral = math.log(self.start)
         self.pace = settings.aim * budget
         """Punishment that an episode would add up to at the present pace; begins at the aim."""
 
@@ -51,7 +57,7 @@ class BudgetController:
     def m(self) -> float:
         """The weight in force."""
         if not self.settings.controlled:
-            return self.settings.m_start
+            return self.start
         return math.exp(self._bounded(self.integral + self.settings.m_gain * self.error))
 
     def suffered(self, punishment: float) -> None:

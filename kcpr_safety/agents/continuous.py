@@ -108,7 +108,7 @@ class Learner:
         self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
         self.log_tau = math.log(0.1)
         self.controller, *self.stream_controllers = (
-            BudgetController(settings, budget, task.time_limit)
+            BudgetController(settings, budget, task.time_limit, 1.0 / (1 + len(task.streams)))
             for budget in (task.budget, *(budget for _, budget in task.streams))
         )
         self.normaliser = Normaliser(task.obs_size, num_envs, settings.gamma, device=self.device)
@@ -387,7 +387,7 @@ class Learner:
 
     @property
     def m(self) -> float:
-        """The weight of punishment in force: the sum of all budgets' own."""
+        """The weight of punishment in force: the sum of all budgets' own, m_start at first."""
         return self.controller.m + sum(controller.m for controller in self.stream_controllers)
 
     def weighed(self, batch: Batch) -> Float[Tensor, "batch"]:
@@ -399,14 +399,13 @@ class Learner:
             (m c + sum_k m_k (B / B_k) c_k) / (m + sum_k m_k)
 
         so that what is overspent weighs more, and at equal shares of all budgets as much as c.
+        B / B_k is at most 100 (`Task.ratios`).
         """
         if batch.streams is None:
             return batch.punishment
         own = [
-            controller.m * max(self.task.budget, 1.0) / max(budget, 1.0)
-            for (_, budget), controller in zip(
-                self.task.streams, self.stream_controllers, strict=True
-            )
+            controller.m * ratio
+            for ratio, controller in zip(self.task.ratios, self.stream_controllers, strict=True)
         ]
         weights = torch.tensor(own, device=self.device)
         total = batch.punishment * self.controller.m + batch.streams @ weights

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+MOST_RATIO = 100.0
+"""How many times as much as the total a stream may weigh at the same m."""
+
 
 class Task(NamedTuple):
     """Sizes and limits; learners know nothing else of it."""
@@ -15,3 +18,12 @@ class Task(NamedTuple):
     """Steps per full episode."""
     streams: tuple[tuple[str, float], ...] = ()
     """Parts of the punishment with budgets of their own: name, allowed punishment per episode."""
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The total's budget over each stream's, so that a stream counts in units of its own.
+
+        A stream's budget may be nothing: it counts as at least a hundredth of the total's.
+        """
+        least = max(self.budget, 1.0) / MOST_RATIO
+        return tuple(max(self.budget, least) / max(own, least) for _, own in self.streams)

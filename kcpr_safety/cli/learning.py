@@ -85,7 +85,8 @@ class Train(ShowsResult):
     seed: int = 0
     """Training seed."""
     budget: Number = None
-    """Allowed punishment (cost) per episode; not given: the task card's."""
+    """Allowed punishment (cost) per episode; not given: the task card's. Refused where the task has
+    streams with budgets of their own: change those together, in a copy of its card."""
     out: Folder = None
     """Run folder to make; not given: a free name under runs/."""
     envs: Count = None

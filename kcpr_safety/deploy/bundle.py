@@ -120,6 +120,12 @@ def read_run_evidence(run: Path, policy: PolicyFile) -> Evidence:
             f"{path} judged another policy than the run holds now; run again: "
             f"kcpr-safety evaluate {run}"
         )
+    held = tuple((stream.name, stream.budget) for stream in policy.contract.streams)
+    if evidence.budgets != held:
+        raise FileFault(
+            f"{path} does not judge the streams that the policy is held to; run again: "
+            f"kcpr-safety evaluate {run}"
+        )
     return evidence
 
 

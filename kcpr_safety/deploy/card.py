@@ -23,7 +23,7 @@ from kcpr_safety.assured import SCHEMA_VERSION as INTERFACE_VERSION
 from kcpr_safety.deploy.keys import PublicKey
 from kcpr_safety.deploy.parity import TOLERANCE, Parity
 from kcpr_safety.errors import FileFault
-from kcpr_safety.evidence import Evidence
+from kcpr_safety.evidence import Evidence, Part
 from kcpr_safety.policy_file import PolicyFile
 from kcpr_safety.stats import (
     CONFIDENCE,
@@ -163,11 +163,13 @@ def evidence_record(evidence: Evidence) -> dict[str, Any]:
     """Every episode, and what follows from them with intervals."""
     over = over_budget(evidence.punishments, evidence.budget)
     shares = {"success": evidence.successes, "collision": evidence.collisions}
-    told = {
+    told: dict[str, Any] = {
         name: _share(sum(map(bool, flags)), evidence.episodes)
         for name, flags in shares.items()
         if flags is not None
     }
+    if evidence.streams:
+        told["streams"] = [_part(part) for part in evidence.streams]
     return {
         "episodes": evidence.episodes,
         "eval_seed": evidence.eval_seed,
@@ -186,6 +188,18 @@ def evidence_record(evidence: Evidence) -> dict[str, Any]:
         "returns": list(evidence.returns),
         "punishments": list(evidence.punishments),
         "lengths": list(evidence.lengths),
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    over = over_budget(part.punishments, part.budget)
+    return {
+        "name": part.name,
+        "budget": part.budget,
+        "punishment_mean": _interval(mean_interval(part.punishments)),
+        "punishment_max": max(part.punishments),
+        "over_budget": _share(over, len(part.punishments)),
+        "punishments": list(part.punishments),
     }
 
 

@@ -33,7 +33,12 @@ def _head(card: Card, name: str) -> str:
         f"{contract['period_s']:g} s, {len(contract['observation'])} observation and "
         f"{len(contract['action'])} action entries.\n\n"
         f"**Punishment:** {contract['punishment'].rstrip('.')}. Budget: {contract['budget']:g} an "
-        f"episode of {contract['time_limit']:,} steps.\n"
+        f"episode of {contract['time_limit']:,} steps"
+        + "".join(
+            f"; {part['name']}, {part['meaning'].rstrip('.')}: {part['budget']:g}"
+            for part in contract.get("streams", ())
+        )
+        + ".\n"
     )
 
 
@@ -170,6 +175,22 @@ def _evidence(card: Card, _: str) -> str:
     )
     rows.append(("worst episode's punishment", _number(evidence["punishment_max"]), ""))
     rows.append(("mean of the worst tenth", _number(evidence["punishment_cvar"]["value"]), ""))
+    for part in evidence.get("streams", ()):
+        mean, over = part["punishment_mean"], part["over_budget"]
+        rows.append(
+            (
+                f"punishment: {part['name']} (budget {part['budget']:g})",
+                _number(mean["value"]),
+                f"{_number(mean['low'])} .. {_number(mean['high'])}",
+            )
+        )
+        rows.append(
+            (
+                f"episodes over that of {part['name']}",
+                f"{over['value']:.1%}",
+                f"{over['low']:.1%} .. {over['high']:.1%}",
+            )
+        )
     return (
         f"## Evidence\n\n{evidence['episodes']} full episodes from seed "
         f"{evidence['eval_seed']:,}, deterministic policy (`forward`), "

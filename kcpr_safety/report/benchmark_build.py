@@ -50,7 +50,7 @@ def benchmark_record(collection: Collection) -> dict[str, Any]:
         "problems": [asdict(problem) for problem in collection.problems],
         "comparisons": [
             {
-                "protocol": asdict(c.protocol),
+                "protocol": c.protocol.record(),
                 "cautions": list(c.cautions),
                 "ranking": [_standing(s) for s in c.standings],
                 "ablations": [_standing(s) for s in c.ablations],
@@ -77,7 +77,8 @@ def benchmark_record(collection: Collection) -> dict[str, Any]:
 
 def _standing(s: Standing) -> dict[str, Any]:
     seed, over, episodes, share = s.worst_policy
-    return {
+    streams = [{**asdict(part), "punished": _interval(part.punished)} for part in s.streams]
+    return ({"streams": streams} if streams else {}) | {
         "label": s.label,
         "verdict": s.verdict,
         "seeds": [t.evidence.seed for t in s.trials],

@@ -14,7 +14,7 @@ from kcpr_safety.report.numbers import short
 from kcpr_safety.report.safety_case import safety_case
 from kcpr_safety.report.shell import document
 from kcpr_safety.report.standings import Comparison, Standing, breaks_often
-from kcpr_safety.report.tables import mark, percent
+from kcpr_safety.report.tables import budgets, mark, percent
 from kcpr_safety.stats import CVAR_LEVEL, share_interval
 
 _SECTIONS = (
@@ -158,7 +158,7 @@ def _task(collection: Collection, c: Comparison, index: int, styles: figures.Sty
     ablations = tables.ablation_table(c)
     return f"""<section aria-labelledby="task{index}">
 <h3 id="task{index}">{escape(p.task)}</h3>
-<p class="soft">Budget {short(p.budget)} per episode{limit}; trained for {p.steps:,} environment
+<p class="soft">Budget {budgets(p.budget, p.streams)}{limit}; trained for {p.steps:,} environment
 steps; {escape(p.mode)} policy. Best: {_best(c.standings)}</p>
 {f'<ul class="note">{notes}</ul>' if notes else ""}
 {tables.ranking_table(c) if c.standings else ""}

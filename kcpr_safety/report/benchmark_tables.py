@@ -15,6 +15,7 @@ from kcpr_safety.report.standings import (
     OFTEN,
     Across,
     Comparison,
+    PartStanding,
     Standing,
     breaks_often,
     difference,
@@ -56,12 +57,28 @@ def ranking_table(comparison: Comparison) -> str:
             _calibration(s),
         ]
         rows.append((escape(s.label), cells))
+        rows += [_part(s, part, rank, len(columns)) for part in s.streams]
     caption = (
         f"{comparison.protocol.task}: agents over training seeds, feasible first. Small print: "
         "95 % intervals; of returns, punishments and training Student's t over seeds, of shares "
         "and CVaR a bootstrap over seeds, of the worst seed exact."
     )
     return sortable_table(caption, columns, rows)
+
+
+def _part(s: Standing, part: PartStanding, rank: int, columns: int) -> tuple[str, list[Cell]]:
+    """A stream's row below its agent's."""
+    small = spread(part.punished, 0.0) if math.isfinite(part.punished.high) else NO_INTERVAL
+    cells = [
+        Cell(mark(part.verdict), rank),
+        Cell(
+            f"{short(part.punished.value)} of {short(part.budget)}<small>{small}</small>",
+            part.punished.value,
+        ),
+        Cell(percent(part.over_budget_share), part.over_budget_share),
+    ]
+    cells += [Cell("–")] * (columns - 1 - len(cells))
+    return f"{escape(s.label)}: {escape(part.name)}", cells
 
 
 def matrix_table(collection: Collection) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from kcpr_safety.files import atomic_write
 from kcpr_safety.report.benchmark_build import build_benchmark
 from kcpr_safety.report.collection import collect, is_plain_run
-from kcpr_safety.report.judge import Entry, Group, compare
+from kcpr_safety.report.judge import Entry, Group, PartJudgement, compare
 from kcpr_safety.report.page import page
 from kcpr_safety.report.runs import read_runs
 from kcpr_safety.stats import CONFIDENCE, CVAR_LEVEL, Interval
@@ -92,7 +92,25 @@ def _run(entry: Entry) -> dict[str, Any]:
             "punishments": list(evidence.punishments),
             "lengths": list(evidence.lengths),
         }
+        if judgement.streams:
+            record["evaluation"]["streams"] = [
+                _part(part, own.punishments)
+                for part, own in zip(judgement.streams, evidence.streams, strict=True)
+            ]
     return record
+
+
+def _part(part: PartJudgement, punishments: Sequence[float]) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "budget": part.budget,
+        "verdict": part.verdict,
+        "punishment_mean": _interval(part.punished),
+        "punishment_worst": part.worst,
+        "punishment_cvar": part.cvar,
+        "over_budget": {"episodes": part.over, **_interval(part.share)},
+        "punishments": list(punishments),
+    }
 
 
 def _interval(interval: Interval) -> dict[str, float | None]:

@@ -5,6 +5,7 @@
     over      the mean is above the budget
     unknown   not evaluated
 
+Where streams have budgets of their own, the verdict is the worst of theirs and that of the sum.
 Ranking is feasible first: a policy with a worse verdict never stands above one with a better,
 whatever its return. Only runs of the same task, budget, training steps and episode length are
 ranked together; any other difference in how they were judged is named.
@@ -13,11 +14,26 @@ ranked together; any other difference in how they were judged is named.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kcpr_safety.evidence import Evidence
-from kcpr_safety.report.runs import Run
+from kcpr_safety.evidence import Evidence, Part
+from kcpr_safety.report.runs import Budgets, Run
 from kcpr_safety.stats import Interval, cvar, mean_interval, over_budget, share_interval
 
 VERDICTS = ("within", "unsure", "over", "unknown")
+
+
+@dataclass(frozen=True)
+class PartJudgement:
+    """One stream of the punishment beside its own budget."""
+
+    name: str
+    budget: float
+    verdict: str
+    punished: Interval
+    over: int
+    """Episodes over its budget."""
+    share: Interval
+    worst: float
+    cvar: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,7 @@ class Judgement:
     """Share of episodes over budget, exact binomial interval."""
     worst: float
     cvar: float
+    streams: tuple[PartJudgement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,30 +82,55 @@ def judge(evidence: Evidence) -> Judgement:
     """What the episodes show, and how surely."""
     punished = mean_interval(evidence.punishments)
     over = over_budget(evidence.punishments, evidence.budget)
-    if punished.value > evidence.budget:
-        verdict = "over"
-    else:
-        verdict = "within" if punished.high <= evidence.budget else "unsure"
+    streams = tuple(_part(part) for part in evidence.streams)
+    verdicts = [verdict_of(punished, evidence.budget), *(part.verdict for part in streams)]
     return Judgement(
-        verdict=verdict,
+        verdict=worst_of(verdicts),
         returned=mean_interval(evidence.returns),
         punished=punished,
         over=over,
         share=share_interval(over, evidence.episodes),
         worst=max(evidence.punishments),
         cvar=cvar(evidence.punishments),
+        streams=streams,
+    )
+
+
+def verdict_of(punished: Interval, budget: float) -> str:
+    """What a mean punishment with its interval shows."""
+    if punished.value > budget:
+        return "over"
+    return "within" if punished.high <= budget else "unsure"
+
+
+def worst_of(verdicts: Sequence[str]) -> str:
+    return max(verdicts, key=VERDICTS.index)
+
+
+def _part(part: Part) -> PartJudgement:
+    punished = mean_interval(part.punishments)
+    over = over_budget(part.punishments, part.budget)
+    return PartJudgement(
+        name=part.name,
+        budget=part.budget,
+        verdict=verdict_of(punished, part.budget),
+        punished=punished,
+        over=over,
+        share=share_interval(over, len(part.punishments)),
+        worst=max(part.punishments),
+        cvar=cvar(part.punishments),
     )
 
 
 def compare(runs: Sequence[Run]) -> list[Group]:
     """Put together what may be compared; groups of one task are neighbours."""
-    members: dict[tuple[str, float, int, int], list[Run]] = {}
+    members: dict[tuple[str, float, int, int, Budgets], list[Run]] = {}
     for run in runs:
-        key = (run.task, run.budget, run.steps, run.time_limit or 0)
+        key = (run.task, run.budget, run.steps, run.time_limit or 0, run.streams)
         members.setdefault(key, []).append(run)
     groups = []
     for key in sorted(members):
-        task, budget, steps, limit = key
+        task, budget, steps, limit, _ = key
         entries = [
             Entry(run, judge(run.evidence) if run.evidence else None, label)
             for run, label in zip(members[key], _labels(members[key]), strict=True)

@@ -77,6 +77,14 @@ def _card(entry: Entry) -> str:
         ("return", short(j.returned.value), spread(j.returned)),
         ("worst episode", short(j.worst), f"CVaR {CVAR_LEVEL:g}: {short(j.cvar)}"),
     ]
+    facts += [
+        (
+            f"{escape(part.name)}, of {short(part.budget)}",
+            short(part.punished.value),
+            f"{spread(part.punished, 0.0)}; {part.over} of {count} over",
+        )
+        for part in j.streams
+    ]
     listed = "".join(
         f"<div><dt>{name}</dt><dd><b>{value}</b><small>{more}</small></dd></div>"
         for name, value, more in facts
@@ -121,9 +129,10 @@ def _section(group: Group, index: int, of: int) -> str:
     ]
     noted = "".join(f"<li>{note}</li>" for note in notes)
     styles = panels.styles_of(group)
+    allowed = tables.budgets(group.budget, group.entries[0].run.streams)
     return f"""<section aria-labelledby="part{index}">
 <h2 id="part{index}">{part}{escape(group.task)}</h2>
-<p class="soft">Budget {short(group.budget)} per episode{limit}; trained for {group.steps:,}
+<p class="soft">Budget {allowed}{limit}; trained for {group.steps:,}
 environment steps.</p>
 {f'<ul class="note">{noted}</ul>' if noted else ""}
 <h3>Final evaluation</h3>

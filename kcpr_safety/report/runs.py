@@ -22,6 +22,8 @@ MAX_METRICS_BYTES = 512 * 2**20
 MAX_FILM_BYTES = 2**20
 FILM_NAME, FILM_SUFFIXES = "episode", (".gif", ".mp4")
 Row = Mapping[str, Any]
+Budgets = tuple[tuple[str, float], ...]
+"""Names of streams, each with its budget."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Run:
     notes: tuple[str, ...]
     film: tuple[str, bytes] | None = None
     """Suffix and content of `episode.gif` (or .mp4) in the folder: the first evaluated episode."""
+    streams: Budgets = ()
+    """Parts of the punishment with budgets of their own."""
 
     def curve(self, kind: str, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of one metric; NaN where a row has none."""
@@ -143,6 +147,9 @@ def _from_config(config: Row, path: Path) -> Run:
             validation=(),
             evidence=None,
             notes=(),
+            streams=tuple(
+                (str(part["name"]), float(part["budget"])) for part in contract.get("streams", ())
+            ),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FileFault(f"{where} is not the configuration of a run: {error!r}") from error
@@ -203,6 +210,11 @@ def _read_evidence(path: Path, run: Run) -> tuple[Evidence | None, list[str]]:
             raise FileFault(
                 f"{path / EVIDENCE_FILE} is about {key} {judged}, the run about {key} {own}"
             )
+    if evidence.budgets != run.streams:
+        raise FileFault(
+            f"{path / EVIDENCE_FILE} does not judge the streams of the run's contract; run again: "
+            f"kcpr-safety evaluate {path}"
+        )
     policy = path / "policy.safetensors"
     if evidence.policy_sha256 and policy.exists():
         digest = hashlib.sha256(read_limited(policy, MAX_METRICS_BYTES)).hexdigest()

@@ -8,6 +8,8 @@ are equal; everything else that differs is named. Of an agent with several train
     unsure    the mean is within the budget, but not shown to be
     over      the mean is above the budget
 
+Each stream with a budget of its own is looked at alike, and the worst verdict is the agent's.
+
 Ranking is feasible first. Over tasks a policy's score is its return over the best published return
 of a policy within the budget, and 0 for a policy that is over it: return that was bought with
 punishment counts for nothing.
@@ -19,7 +21,7 @@ from itertools import combinations
 
 import numpy as np
 
-from kcpr_safety.report.judge import VERDICTS
+from kcpr_safety.report.judge import VERDICTS, worst_of
 from kcpr_safety.report.trials import Protocol, Trial
 from kcpr_safety.stats import Interval, cvar, over_budget, share_interval
 from kcpr_safety.stats.trainings import (
@@ -40,6 +42,18 @@ TAUS = tuple(round(0.05 * i, 2) for i in range(25))
 
 
 @dataclass(frozen=True)
+class PartStanding:
+    """One stream of the punishment beside its own budget, over training seeds."""
+
+    name: str
+    budget: float
+    verdict: str
+    punished: Interval
+    over_budget_share: float
+    """Of all seeds' episodes."""
+
+
+@dataclass(frozen=True)
 class Standing:
     """One agent on one task."""
 
@@ -56,12 +70,13 @@ class Standing:
     worst: float
     """Punishment of the worst episode."""
     feasible: int
-    """Seeds whose mean punishment is within the budget."""
+    """Seeds whose mean punishment is within the budget, and each stream's within its own."""
     worst_policy: tuple[int, int, int, Interval]
     """Seed, episodes over budget, episodes, exact interval: of the seed with the largest share."""
     regret: Interval | None
     """Punishment summed over training."""
     calibration: Calibration | None
+    streams: tuple[PartStanding, ...] = ()
 
     @property
     def infeasible(self) -> bool:
@@ -120,13 +135,9 @@ def standing(label: str, trials: Sequence[Trial]) -> Standing:
     budget = trials[0].evidence.budget
     punishments = [trial.evidence.punishments for trial in trials]
     punished = seed_interval(punishments)
-    means = [trial.evidence.punishment_mean for trial in trials]
+    streams = tuple(_part(trials, index) for index in range(len(trials[0].evidence.streams)))
     sufferings = [t.punishment_training for t in trials if t.punishment_training is not None]
-    if punished.value > budget:
-        verdict = "over"
-    else:
-        safe = punished.high <= budget and max(means) <= budget
-        verdict = "within" if safe else "unsure"
+    verdicts = [_verdict(punished, punishments, budget), *(part.verdict for part in streams)]
 
     def share(values: np.ndarray) -> float:
         return float((values > budget).mean())
@@ -134,16 +145,38 @@ def standing(label: str, trials: Sequence[Trial]) -> Standing:
     return Standing(
         label=label,
         trials=tuple(trials),
-        verdict=verdict,
+        verdict=worst_of(verdicts),
         returned=seed_interval([trial.evidence.returns for trial in trials]),
         punished=punished,
         share=_share(trials, cluster_interval(punishments, share, _generator())),
         cvar=cluster_interval(punishments, cvar, _generator()),
         worst=max(map(max, punishments)),
-        feasible=sum(mean <= budget for mean in means),
+        feasible=sum(trial.evidence.means_within for trial in trials),
         worst_policy=_worst_policy(trials, budget),
         regret=seed_interval([[x] for x in sufferings]) if sufferings else None,
         calibration=_calibration(trials),
+        streams=streams,
+    )
+
+
+def _verdict(punished: Interval, punishments: Sequence[Sequence[float]], budget: float) -> str:
+    if punished.value > budget:
+        return "over"
+    safe = punished.high <= budget and all(np.mean(each) <= budget for each in punishments)
+    return "within" if safe else "unsure"
+
+
+def _part(trials: Sequence[Trial], index: int) -> PartStanding:
+    parts = [trial.evidence.streams[index] for trial in trials]
+    name, budget = parts[0].name, parts[0].budget
+    punishments = [part.punishments for part in parts]
+    punished, everyone = seed_interval(punishments), np.concatenate(punishments)
+    return PartStanding(
+        name=name,
+        budget=budget,
+        verdict=_verdict(punished, punishments, budget),
+        punished=punished,
+        over_budget_share=over_budget(everyone, budget) / len(everyone),
     )
 
 
@@ -196,9 +229,9 @@ def difference(
 
 
 def _scores(comparison: Comparison, label: str, references: Mapping[str, float]) -> list[float]:
-    budget, best = comparison.protocol.budget, references[comparison.protocol.task]
+    best = references[comparison.protocol.task]
     return [
-        trial.evidence.return_mean / best if trial.evidence.punishment_mean <= budget else 0.0
+        trial.evidence.return_mean / best if trial.evidence.means_within else 0.0
         for trial in _trials(comparison, label)
     ]
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from kcpr_safety.report.judge import Entry, Group
+from kcpr_safety.report.judge import Entry, Group, PartJudgement
 from kcpr_safety.report.numbers import short, span, steps_label
+from kcpr_safety.report.runs import Budgets
 from kcpr_safety.stats import CONFIDENCE, CVAR_LEVEL, Interval
 
 VERDICT_WORDS = {
@@ -101,6 +102,14 @@ def sortable_table(
     )
 
 
+def budgets(budget: float, streams: Budgets) -> str:
+    """What is allowed in an episode: in all, and in each stream."""
+    told = ", ".join(f"{escape(name)} {short(own)}" for name, own in streams)
+    return f"{short(budget)} per episode" + (
+        f" ({told}; the verdict is the worst of all)" if told else ""
+    )
+
+
 def evaluation_table(group: Group) -> str:
     """Final evaluation of every run of a group, best first."""
     columns = [
@@ -137,11 +146,27 @@ def evaluation_table(group: Group) -> str:
             f"{evidence.kept_steps or evidence.steps:,}<small>steps</small>",
         ]
         rows.append((escape(entry.label), cells))
+        rows += [_part(entry, part, evidence.episodes, len(columns)) for part in j.streams]
     caption = (
         f"Deterministic policy on unseen episodes; small print: {PERCENT} interval. A policy with "
         "a worse verdict never stands above one with a better."
     )
     return table(caption, columns, rows, "wide")
+
+
+def _part(entry: Entry, part: PartJudgement, episodes: int, columns: int) -> tuple[str, list[str]]:
+    """A stream's row below its policy's."""
+    cells = [
+        mark(part.verdict),
+        f"{short(part.punished.value)} of {short(part.budget)}"
+        f"<small>{spread(part.punished, 0.0)}</small>",
+        f"{part.over} of {episodes}"
+        f"<small>true share {percent(part.share.low).removesuffix(' %')} to "
+        f"{percent(part.share.high)}</small>",
+        short(part.worst),
+        short(part.cvar),
+    ]
+    return f"{escape(entry.label)}: {escape(part.name)}", cells + ["–"] * (columns - 6)
 
 
 def runs_table(group: Group) -> str:

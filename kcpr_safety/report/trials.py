@@ -11,14 +11,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import EVIDENCE_FILE, Evidence, evidence_from_json, read_json
 from kcpr_safety.files import read_limited
-from kcpr_safety.report.runs import Row, Run, number
+from kcpr_safety.report.runs import Budgets, Row, Run, number
 from kcpr_safety.stats.trainings import first_feasible
 from kcpr_safety.texts import json_object
 
@@ -51,6 +51,12 @@ class Protocol:
     steps: int
     time_limit: int
     mode: str
+    streams: Budgets = ()
+
+    def record(self) -> dict[str, Any]:
+        """JSON values; streams only where there are some."""
+        record = asdict(self)
+        return record if self.streams else {k: v for k, v in record.items() if k != "streams"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Trial:
     @property
     def protocol(self) -> Protocol:
         e = self.evidence
-        return Protocol(e.task, e.budget, e.steps, self.time_limit, self.mode)
+        return Protocol(e.task, e.budget, e.steps, self.time_limit, self.mode, e.budgets)
 
     @property
     def identity(self) -> tuple[Protocol, str, int]:
@@ -99,7 +105,7 @@ def row_of(
     judged = read_json(run.path / EVIDENCE_FILE)
     config = read_limited(run.path / "config.json", MAX_BYTES)
     threads = json_object(config).get("threads", 1)
-    at = first_feasible([number(row.get("punishment_mean")) for row in run.validation], run.budget)
+    at = first_feasible([_punished(row, run.budget) for row in run.validation], run.budget)
     first = {} if at is None else run.validation[at]
     last = run.train[-1] if run.train else {}
     walls = [row.get("wall_s") for row in (*run.train, *run.validation)]
@@ -137,6 +143,14 @@ def row_of(
         "machine": run.machine,
         "config_sha256": hashlib.sha256(config).hexdigest(),
     }
+
+
+def _punished(row: Row, budget: float) -> float:
+    """A validation's mean punishment; more than any budget where a stream is over its own."""
+    over = any(
+        number(p.get("punishment_mean")) > number(p.get("budget")) for p in row.get("streams", ())
+    )
+    return math.inf if over else number(row.get("punishment_mean"))
 
 
 def untimed(row: Mapping[str, Any]) -> dict[str, Any]:

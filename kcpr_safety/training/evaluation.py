@@ -263,8 +263,8 @@ def evaluate_policy(
     if done.collisions is not None:
         share = sum(count > 0 for count in done.collisions) / episodes
         told |= {"collision_share": share, "collisions": list(done.collisions)}
-    if world.contract.streams:
-        told |= {"streams": _by_stream(world.contract, done.streams)}
+    if policy.contract.streams:
+        told |= {"streams": _by_stream(policy.contract, done.streams)}
     return {
         "task": policy.task,
         "agent": policy.agent,

@@ -12,7 +12,7 @@ Divergence makes no NaN; it is read off every row of the log, under `health`:
     policy collapsed          the deviation of its actions at its lower bound
     coupling pinned ...       the controller's m at a bound for PINNED_STEPS steps: at the cap, the
                               budget is not met with all the weight there is; at the floor, it never
-                              binds
+                              binds; so for the m of every stream
 """
 
 import json
@@ -40,6 +40,8 @@ MOST_VALUE = 1e3
 """Values are of order one where they are normalised; those of the cruellest task reach 40."""
 _COLLAPSED = 1.05 * math.exp(LOG_STD_RANGE[0])
 _AT_BOUND = 1e-3
+_COUPLING, _PINNED = "coupling_m", "pinned"
+"""What the total's metric and count are called; a stream's have its name after them."""
 
 
 class Broken(TrainingFault):
@@ -57,16 +59,23 @@ class Guard:
         """`m_bounds` are those of a budget controller, where there is one."""
         self.task, self._m_bounds, self._most_value = task, m_bounds, most_value
         self.rollbacks = 0
-        self._pinned = 0
-        """1 + the steps at which m was first seen at the bound where it still is; else 0."""
+        self._pinned = {"": 0}
+        """By stream, "" being the total: 1 + the steps at which its m was first seen at the bound
+        where it still is; else 0."""
 
     def counts(self) -> dict[str, int]:
         """What a checkpoint keeps."""
-        return {"rollbacks": self.rollbacks, "pinned": self._pinned}
+        pinned = {f"{_PINNED}{stream}": since for stream, since in self._pinned.items()}
+        return {"rollbacks": self.rollbacks} | pinned
 
     def take(self, counts: Mapping[str, int]) -> None:
         """Inverse of `counts`."""
-        self.rollbacks, self._pinned = counts["rollbacks"], counts["pinned"]
+        self.rollbacks = counts["rollbacks"]
+        self._pinned = {"": counts[_PINNED]} | {
+            key.removeprefix(_PINNED): since
+            for key, since in counts.items()
+            if key.startswith(_PINNED)
+        }
 
     # ---------------------------------------------------------------------------------- checks
 
@@ -110,10 +119,14 @@ class Guard:
             signs.append(f"critics exploding (value {max(values):.3g})")
         if row.get("deviation", math.inf) < _COLLAPSED:
             signs.append(f"policy collapsed (deviation {row['deviation']:.2g})")
-        bound = self._bound(row.get("coupling_m"))
-        self._pinned = (self._pinned or row["steps"] + 1) if bound else 0
-        if bound and row["steps"] + 1 - self._pinned >= PINNED_STEPS:
-            signs.append(f"coupling pinned at its {bound}")
+        streams = [key.removeprefix(_COUPLING) for key in row if key.startswith(f"{_COUPLING}_")]
+        for stream in ("", *streams):
+            bound = self._bound(row.get(f"{_COUPLING}{stream}"))
+            since = (self._pinned.get(stream) or row["steps"] + 1) if bound else 0
+            self._pinned[stream] = since
+            if bound and row["steps"] + 1 - since >= PINNED_STEPS:
+                whose = f" of {stream[1:]}" if stream else ""
+                signs.append(f"coupling{whose} pinned at its {bound}")
         return ", ".join(signs) or HEALTHY
 
     def _bound(self, m: float | None) -> str | None:

@@ -82,7 +82,7 @@ class Training:
         self.guard = Guard(
             config.task,
             self.learner.m_bounds(),
-            most_value(contract.time_limit, config.budget),
+            most_value(contract.time_limit, config.budget) * max([1.0, *task.ratios]),
         )
         self._metrics: Mapping[str, Any] = {}
         self._sums = np.zeros((2, settings.num_envs))
@@ -310,7 +310,7 @@ class Training:
             marks=self.marks,
             recent=[list(pair) for pair in self.recent],
             sums=self._sums.tolist(),
-            validated=[list(triple) for triple in self.validation.seen],
+            validated=[list(row) for row in self.validation.seen],
             metrics={name: float(value) for name, value in self._metrics.items()},
             guard=self.guard.counts(),
             finished=finished,
@@ -323,6 +323,9 @@ class Training:
         """Take up where `_save` left off; the environments follow in `_begin`."""
         counters, misfit = state.counters, f"the checkpoint in {self.folder} does not fit its run"
         if np.shape(counters.sums) != self._sums.shape or set(counters.marks) != set(self.marks):
+            raise FileFault(misfit)
+        streams = len(self.config.contract.streams)
+        if not {len(row) for row in counters.validated} <= {3, 3 + 2 * streams}:
             raise FileFault(misfit)
         try:
             self.family.restore(self.learner, state.learner)

@@ -15,6 +15,7 @@ from kcpr_safety.agents.families import FAMILIES, family_of
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import SettingsError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
+from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import training_seeds
 from kcpr_safety.training import checkpoints, kept_task
 from kcpr_safety.training.checkpoints import Config
@@ -29,7 +30,7 @@ DEFAULT_STEPS = 300_000
 def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     """Train from the start into a folder that holds no run yet."""
     check_device(options.device)
-    card = envs.resolve(options.task)
+    card = own = envs.resolve(options.task)
     if options.budget is not None:
         if not (math.isfinite(options.budget) and options.budget >= 0):
             raise SettingsError(f"budget is {options.budget}; it must be a number >= 0")
@@ -56,6 +57,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
             f"{card.task} asks for {asks}, which {options.agent} does not learn; "
             f"choose an agent that does: {', '.join(others)}"
         )
+    _check_streams(world.contract.streams, options, own, chooses=family.chooses)
     config = Config(
         task=card.task,
         agent=options.agent,
@@ -78,6 +80,25 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
             kept_task.keep(options.out, card)
         training.claim()
         return training.run(sinks)
+
+
+def _check_streams(
+    streams: Sequence[Stream], options: TrainOptions, card: TaskCard, *, chooses: bool
+) -> None:
+    """Refuse what would leave the budgets of a task's streams unheld or half replaced."""
+    told = ", ".join(f"{stream.name} {stream.budget:g}" for stream in streams)
+    if streams and chooses:
+        raise SettingsError(
+            f"{card.task} has streams with budgets of their own ({told}), which only agents with "
+            f"continuous actions learn to hold, not {options.agent}; take 'commands' or the "
+            "streams out of its card"
+        )
+    if streams and options.budget not in (None, card.budget):
+        raise SettingsError(
+            f"a budget of {options.budget:g} would replace the total of {card.task} and leave its "
+            f"streams' ({told}) as they are; change all of them in a copy of its card and train "
+            "that: kcpr-safety train ./my_card.toml"
+        )
 
 
 def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:

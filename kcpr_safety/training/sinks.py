@@ -159,7 +159,8 @@ class Live:
 
     def _validation(self, row: Row) -> str:
         mark = "[red]over budget[/red]"
-        if row["punishment_mean"] <= self._budget:
+        over = [p for p in row.get("streams", ()) if p["punishment_mean"] > p["budget"]]
+        if row["punishment_mean"] <= self._budget and not over:
             # Feasible asks for a margin: few episodes prove little.
             mark = "[green]within budget[/green]" if row["feasible"] else "[yellow]close[/yellow]"
         kept = ", kept" if row.get("kept") else ""
@@ -168,7 +169,9 @@ class Live:
         return (
             f"{row['steps']:>9,} steps {wall:5.0f} s (left {left:.0f} s)  return "
             f"{row['return_mean']:8.1f}  punishment {row['punishment_mean']:6.1f} / "
-            f"{self._budget:g}  {mark}{kept}"
+            f"{self._budget:g}  {mark}"
+            + "".join(f" {escape(p['name'])} {p['punishment_mean']:.3g}" for p in over)
+            + kept
         )
 
     def _figures(self, row: Row) -> str:
