@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from fakes import fake_assurance, fake_policy
 from toys import Sprint
 
 from kcpr_safety.assured import assured, unassured
+from kcpr_safety.envs.world import Outcome
 from kcpr_safety.errors import SettingsError
 from kcpr_safety.policy_file import PolicyFile
 from kcpr_safety.seeds import FIRST_EVALUATION_SEED, EpisodeSeeds, consecutive_seeds
@@ -165,6 +167,25 @@ def test_a_fallback_that_avoids_at_little_cost_is_called() -> None:
     assert assurance.release == assurance.engage, "the risk is the same everywhere"
     assert (assurance.soft_start_steps, assurance.dwell_steps, assurance.blend_steps) == (1, 2, 1)
     assert report["thresholds_tried"][0]["punishment_mean"] == 0.0
+
+
+class Stumbles(Sprint):
+    """Whoever is slower than 95 % falls."""
+
+    def _advance(self, action: np.ndarray) -> Outcome:
+        outcome = super()._advance(action)
+        return dataclasses.replace(outcome, terminated=outcome.reward <= 0.95)
+
+
+def test_a_fallback_that_falls_over_has_not_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = partial(Stumbles, fast=0.95)
+    monkeypatch.setattr(calibration, "world_of", lambda _, envs, seeds: world(envs, seeds))
+    monkeypatch.setattr(calibration, "SOFT_START_S", 0.1)
+    _, report = calibrate(sprinter(1.8 - 2.0), 10)
+    told = report["fallback"]
+    assert (told["punishment"], told["ended_early"], told["nominal_ended_early"]) == (0.0, 10, 0)
+    assert told["nominal_punishment"] > 0.0
+    assert told["earned"] is False
 
 
 @pytest.mark.usefixtures("sprints")

@@ -152,7 +152,11 @@ def fallback_words(assurance: Assurance, calibration: Mapping[str, Any]) -> str:
     if assurance.fallback:
         return f"acts: {told}"
     if not found["earned"]:
-        return f"never acts in this bundle: {told}, and at most half had to be shown"
+        early = found.get("ended_early", 0), found.get("nominal_ended_early", 0)
+        if early[0] > early[1]:
+            told += f" and ended {early[0]} episodes early where that ended {early[1]}"
+        rule = "at most half, and no more early ends,"
+        return f"never acts in this bundle: {told}, and {rule} had to be shown"
     return (
         f"never acts in this bundle: {told}, but no threshold lowered the nominal punishment at a "
         "cost of at most 5 % of the return"

@@ -355,15 +355,20 @@ def _judge_fallback(
         math.fsum(math.fsum(t.punishments[s:]) for t, s in zip(run.traces, times, strict=True))
         for run in (alone, nominal)
     )
-    ended = sum(trace.terminated for trace in alone.traces)
+    ended, nominal_ended = (
+        sum(trace.terminated for trace in run.traces) for run in (alone, nominal)
+    )
+    avoids = nominal_suffered > 0.0 and suffered <= EARNED_SHARE * nominal_suffered
     return {
         "episodes": count,
         "punishment": suffered,
         "nominal_punishment": nominal_suffered,
         "ended_early": ended,
-        "nominal_ended_early": sum(trace.terminated for trace in nominal.traces),
-        "earned": nominal_suffered > 0.0 and suffered <= EARNED_SHARE * nominal_suffered,
-        "rule": f"at most {EARNED_SHARE:.0%} of the nominal punishment from the same states",
+        "nominal_ended_early": nominal_ended,
+        # To fall over is no way to avoid.
+        "earned": avoids and ended <= nominal_ended,
+        "rule": f"at most {EARNED_SHARE:.0%} of the nominal punishment from the same states, and "
+        "no more episodes that end early",
     }
 
 
