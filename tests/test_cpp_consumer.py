@@ -652,18 +652,27 @@ def test_forty_lines_of_python_with_torch_alone_act_alike(
     consumer = SOURCES / "consumer.py"
     assert len(consumer.read_text().splitlines()) <= 40
 
-    def consume(folder: Path) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-I", str(consumer), str(folder)]
-        return subprocess.run(command, input=obs[:500].tobytes(), capture_output=True, check=False)
+    def consume(*words: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-I", str(consumer), *map(str, words)]
+        return subprocess.run(command, input=stdin, capture_output=True, check=False)
 
-    done = consume(bundle)
+    def fault(*words: object, stdin: bytes = b"") -> str:
+        done = consume(*words, stdin=stdin)
+        assert done.returncode == 2
+        (sentence,) = done.stderr.decode().splitlines()
+        return sentence
+
+    done = consume(bundle, stdin=obs[:500].tobytes())
     with torch.inference_mode():
         rows = [module.act(row.unsqueeze(0))[0] for row in torch.from_numpy(obs[:500])]
     assert done.stdout == torch.cat(rows).numpy().tobytes(), done.stderr
+    assert "takes one argument, the folder of a bundle" in fault()
+    assert f"{copy.parent / 'manifest.json'}" in fault(copy.parent)
+    assert "the last observation is cut short" in fault(copy, stdin=obs[:2].tobytes()[:-1])
     data = bytearray((copy / "controller.pt").read_bytes())
     data[1000] ^= 1
     (copy / "controller.pt").write_bytes(data)
-    assert b"controller.pt is not the file" in consume(copy).stderr
+    assert "controller.pt is not the file that was signed" in fault(copy)
 
 
 def test_the_lines_of_the_card_give_actions_in_an_empty_folder(
