@@ -678,14 +678,26 @@ def test_forty_lines_of_python_with_torch_alone_act_alike(
 def test_the_lines_of_the_card_give_actions_in_an_empty_folder(
     bundle: Path, tmp_path: Path
 ) -> None:
+    """Its C++ is built and run by the very commands that it prints."""
     program()
-    (lines,) = re.findall(r"```cpp\n(.*?)```", (bundle / "CARD.md").read_text(), re.DOTALL)
+    page = (bundle / "CARD.md").read_text()
+    (lines,) = re.findall(r"```cpp\n(.*?)```", page, re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     (name, trust) = re.findall(r'open_bundle\("([^"]+)", "([^"]+)"\)', lines)[0]
     shutil.copytree(bundle, tmp_path / name)
     (tmp_path / trust).mkdir()
     shutil.copy(trusted(), tmp_path / trust)
     (tmp_path / "mine.cpp").write_text(lines)
-    mine = build(tmp_path / "mine.cpp", tmp_path / "mine")
-    done = subprocess.run([mine], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # As in a shell where the environment of the package is active.
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    modules = str(SOURCES.parent.parent.parent)
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": search, "PYTHONPATH": modules},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert len([float(word) for word in done.stdout.split()]) == 2
+    assert len([float(word) for word in done.stdout.splitlines()[-1].split()]) == 2
