@@ -19,10 +19,19 @@ from traps import Trap, torch_saved
 
 import kcpr_safety.deploy.bundle as bundle_module
 from kcpr_safety import api
+from kcpr_safety.assured import ALL_METHODS
 from kcpr_safety.deploy import export_bundle, load_policy
-from kcpr_safety.deploy.archive import _entries, extras_of, laid_out, load_script, quiet
+from kcpr_safety.deploy.archive import (
+    _entries,
+    canonical,
+    extras_of,
+    laid_out,
+    load_script,
+    quiet,
+)
 from kcpr_safety.deploy.bundle import FILES
 from kcpr_safety.deploy.manifest import SEALS
+from kcpr_safety.deploy.script import proven, script_here, scripted
 from kcpr_safety.errors import FileFault
 from kcpr_safety.policy_file import write_policy
 
@@ -112,7 +121,7 @@ def test_any_changed_byte(bundle: Path, name: str) -> None:
         changed = bytearray(whole)
         changed[position] ^= int(generator.integers(1, 256))
         path.write_bytes(changed)
-        refused(bundle)
+        assert name in refused(bundle)
 
 
 def test_an_unknown_schema_version(bundle: Path) -> None:
@@ -164,8 +173,6 @@ class TestArchives:
         buffer = io.BytesIO()
         with quiet():
             torch.jit.save(torch.jit.script(torch.nn.ReLU()), buffer)
-        from kcpr_safety.deploy.archive import canonical
-
         archive = canonical(buffer.getvalue(), {"card.json": b"{}"})
         assert "lacks the method nominal" in self.refused(archive)
 
@@ -197,15 +204,62 @@ class TestArchives:
 
 def test_answers_that_differ_from_golden_are_refused(bundles: Path, tmp_path: Path) -> None:
     """All hashes right, but another controller: as on a machine that computes something else."""
-    from kcpr_safety.deploy.archive import canonical
-    from kcpr_safety.deploy.script import scripted
-
     bundle = Path(shutil.copytree(bundles / "one", tmp_path / "bundle"))
     extras = extras_of((bundle / "controller.pt").read_bytes(), "x")
     policy = fake_policy(1, width=8, gain=1.001)
     other = canonical(scripted(policy, fake_assurance(policy))["controller.pt"], extras)
     (bundle / "controller.pt").write_bytes(other)
     assert "does not repeat its golden answers" in refused(reseal(bundle))
+
+
+class Mute(torch.nn.Module):
+    """The contract of a controller that has none."""
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return obs
+
+    @torch.jit.export
+    def contract(self) -> str:
+        raise ValueError("no contract")
+
+
+def odd_controller(kind: str) -> bytes:
+    """TorchScript that loads, and raises when it is asked."""
+    policy = fake_policy(1, width=8)
+    controller = proven(policy, fake_assurance(policy))
+    if kind == "golden observations of another width":
+        controller.golden_obs = torch.zeros(2, 3)
+    elif kind == "golden observations without answers":
+        controller.set_golden({"obs": torch.zeros(2, 5)})
+    else:
+        controller.policy.get_buffer("mean").resize_(4)
+    return script_here(controller)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "golden observations of another width",
+        "golden observations without answers",
+        "a normaliser of another width",
+    ],
+)
+def test_a_signed_controller_that_raises_when_it_is_asked(bundle: Path, kind: str) -> None:
+    extras = extras_of((bundle / "controller.pt").read_bytes(), "x")
+    (bundle / "controller.pt").write_bytes(canonical(odd_controller(kind), extras))
+    assert "controller.pt fails when it is asked: " in refused(reseal(bundle))
+
+
+def test_a_signed_controller_that_raises_instead_of_a_contract(bundle: Path) -> None:
+    buffer = io.BytesIO()
+    with quiet():
+        module = torch.jit.script(Mute())
+        for method in set(ALL_METHODS) - {"forward", "contract"}:
+            module.define(f"def {method}(self):\n    return 0\n")
+        torch.jit.save(module, buffer)
+    extras = extras_of((bundle / "controller.pt").read_bytes(), "x")
+    (bundle / "controller.pt").write_bytes(canonical(buffer.getvalue(), extras))
+    assert "controller.pt fails when it is asked: " in refused(reseal(bundle))
 
 
 class TestExport:

@@ -324,7 +324,9 @@ def deployed() -> Forms:
 
 
 def test_parity_holds(deployed: Forms) -> None:
-    parity = measure(assured(POLICY, ASSURANCE), *deployed, POLICY.tensors, POLICY.contract)
+    parity = measure(
+        assured(POLICY, ASSURANCE), *deployed, POLICY.tensors, POLICY.contract, ASSURANCE
+    )
     assert parity.holds
     assert parity.golden_rows == 64
     assert parity.adversarial_rows > 5 * POLICY.contract.obs_size
@@ -344,4 +346,4 @@ def test_parity_notices_every_changed_constant(deployed: Forms, name: str) -> No
         buffer.view(-1)[0] += 2.0**-10
     else:
         buffer.view(-1)[0] += 5.0 * (1.0 + buffer.abs().max())
-    assert not measure(other, *deployed, POLICY.tensors, POLICY.contract).holds
+    assert not measure(other, *deployed, POLICY.tensors, POLICY.contract, ASSURANCE).holds

@@ -4,12 +4,16 @@ import dataclasses
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from fakes import fake_contract, fake_evaluation, fake_policy, fake_run, reseal
+from onnx import helper, numpy_helper
 from traps import Trap, torch_saved
 
 from kcpr_safety import api
@@ -77,10 +81,82 @@ def test_a_renamed_observation_is_named(bundles: Path) -> None:
     assert TASK in sentence
 
 
-@pytest.mark.parametrize("name", ["controller.onnx", "controller.pt2"])
-def test_a_form_of_another_policy(bundles: Path, bundle: Path, name: str) -> None:
-    shutil.copy(bundles / "other" / name, bundle / name)
-    assert f"{name} differs from the policy" in fault(reseal(bundle))
+def test_an_exported_program_of_another_policy(bundles: Path, bundle: Path) -> None:
+    shutil.copy(bundles / "other" / "controller.pt2", bundle)
+    assert "controller.pt2 differs from the policy" in fault(reseal(bundle))
+
+
+def change_graph(bundle: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    """Sign a bundle whose ONNX graph was changed."""
+    model = onnx.load(bundle / "controller.onnx")
+    change(model)
+    onnx.save(model, bundle / "controller.onnx")
+    return reseal(bundle)
+
+
+def test_a_graph_of_another_policy(bundles: Path, bundle: Path) -> None:
+    contract = contract_of(bundle)
+    shutil.copy(bundles / "other" / "controller.onnx", bundle)
+    assert "controller.onnx and card.json differ in their contract" in fault(reseal(bundle))
+    change_graph(bundle, lambda graph: helper.set_model_props(graph, {"contract": contract}))
+    assert "controller.onnx differs from the policy" in fault(bundle)
+
+
+def contract_of(bundle: Path) -> str:
+    (entry,) = onnx.load(bundle / "controller.onnx").metadata_props
+    assert entry.key == "contract"
+    return str(entry.value)
+
+
+@pytest.mark.parametrize("side", ["hard_low", "hard_high"])
+@pytest.mark.parametrize("share", [-0.1, 0.1])
+def test_a_hard_range_that_is_a_tenth_off_in_the_graph(
+    bundle: Path, side: str, share: float
+) -> None:
+    """Narrower or wider, in one entry only."""
+    edge = np.float32(json.loads(contract_of(bundle))["assurance"][side])
+
+    def change(model: onnx.ModelProto) -> None:
+        constants = model.graph.initializer
+        (constant,) = (c for c in constants if np.array_equal(numpy_helper.to_array(c), edge))
+        moved = edge.copy()
+        moved[-1] *= np.float32(1.0 + share)
+        constant.CopyFrom(numpy_helper.from_array(moved, constant.name))
+
+    assert "controller.onnx differs from the policy by 1 of a span" in fault(
+        change_graph(bundle, change)
+    )
+
+
+def test_a_graph_without_the_contract_or_of_another_shape(bundle: Path) -> None:
+    contract = contract_of(bundle)
+    change_graph(bundle, lambda model: model.metadata_props.pop())
+    assert "controller.onnx and card.json differ in their contract" in fault(bundle)
+
+    def renamed(model: onnx.ModelProto) -> None:
+        helper.set_model_props(model, {"contract": contract})
+        model.graph.output[0].name = "other"
+        next(node for node in model.graph.node if "action" in node.output).output[0] = "other"
+
+    assert "controller.onnx fails when it is asked: " in fault(change_graph(bundle, renamed))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"nodes": [', '"nodes": [7, '),
+        ('"graph_module": {', '"graph_module": 7, "x": {'),
+        ('"graph_module": {', '"graph": {'),
+    ],
+)
+def test_an_exported_program_that_is_signed_but_odd(bundle: Path, old: str, new: str) -> None:
+    entries = stored_entries((bundle / "controller.pt2").read_bytes())
+    (name,) = (entry for entry in entries if entry.startswith("models/"))
+    text = entries[name].decode()
+    assert old in text
+    odd = laid_out({**entries, name: text.replace(old, new, 1).encode()})
+    (bundle / "controller.pt2").write_bytes(odd)
+    assert "controller.pt2 is no exported program" in fault(reseal(bundle))
 
 
 def test_a_page_that_says_something_else(bundle: Path) -> None:
@@ -203,6 +279,24 @@ def test_the_command(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert record["ok"] is False
         assert name in record["fault"]
         (bundle / name).write_bytes(whole)
+
+
+def test_what_is_not_there_is_one_sentence(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 is a verdict about a bundle; without one, or without a key, there is none."""
+    (tmp_path / "bad.pub").write_text("no key")
+    for words, said in (
+        ([str(tmp_path / "absent")], "absent' is neither"),
+        ([str(bundle), "--trust", str(tmp_path / "absent.pub")], "absent.pub: no such file"),
+        ([str(bundle), "--trust", str(tmp_path / "bad.pub")], "bad.pub is no key"),
+    ):
+        for more in ([], ["--json"]):
+            assert main(["verify", *words, *more]) == 2
+            told = capfd.readouterr()
+            assert told.out == ""
+            (sentence,) = told.err.splitlines()
+            assert said in sentence
 
 
 def test_a_run_must_be_calibrated_before_it_is_exported(tmp_path: Path) -> None:

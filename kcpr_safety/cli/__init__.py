@@ -1,8 +1,8 @@
 """How does the `kcpr-safety` command start, and how does it end?
 
-Exit codes: 0 done; 1 `check` found something; 2 a fault that its reader can mend (one sentence on
-stderr, no traceback); 130 stopped by Ctrl-C. Whatever else escapes is a defect of this package and
-keeps its traceback.
+Exit codes: 0 done; 1 `check` or `verify` found something; 2 a fault that its reader can mend (one
+sentence on stderr, no traceback); 130 stopped by Ctrl-C. Whatever else escapes is a defect of this
+package and keeps its traceback.
 """
 
 import os

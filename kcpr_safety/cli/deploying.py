@@ -1,6 +1,7 @@
 """Which commands make a bundle trustworthy, and find out whether it is?"""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
@@ -146,9 +147,13 @@ class Verify:
 
     def run(self) -> tuple[dict[str, Any], int]:
         from kcpr_safety import api
+        from kcpr_safety.deploy import keys
 
+        # What is not there is no verdict about a bundle.
+        folder = api.locate(self.bundle)
+        keys.trusted_keys(map(Path, self.trust))
         try:
-            return {"ok": True, **api.verify(self.bundle, trust=self.trust)}, 0
+            return {"ok": True, **api.verify(folder, trust=self.trust)}, 0
         except KcprError as fault:
             return {"ok": False, "path": self.bundle, "fault": str(fault)}, 1
 

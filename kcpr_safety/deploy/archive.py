@@ -73,7 +73,7 @@ def load_script(archive: bytes, name: str) -> torch.jit.ScriptModule:
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
                 io.BytesIO(archive), map_location="cpu"
             )
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # TorchScript's own class has no parent but this
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileFault(f"{name} cannot be loaded by LibTorch: {words}") from error
     missing = [method for method in ALL_METHODS if not hasattr(module, method)]

@@ -188,7 +188,7 @@ def bundle_contents(
         exported_act(forms[EXPORTED_FILE], EXPORTED_FILE),
     )
     script = load_script(forms[CONTROLLER_FILE], CONTROLLER_FILE)
-    parity = measure(eager, script, others, tensors, contract)
+    parity = measure(eager, script, others, tensors, contract, proof.assurance)
     if not parity.holds:
         raise FileFault(
             f"no bundle of {policy.task} was written: the TorchScript controller differs from the "

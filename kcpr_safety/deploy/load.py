@@ -36,6 +36,7 @@ from kcpr_safety.deploy.card import card_from_bytes
 from kcpr_safety.deploy.keys import trusted_keys
 from kcpr_safety.deploy.manifest import MANIFEST_FILE, Sealed, open_sealed
 from kcpr_safety.deploy.parity import TOLERANCE, answers
+from kcpr_safety.deploy.runtimes import asked
 from kcpr_safety.deploy.script import CONTROLLER_FILE
 from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import CALIBRATION_FILE
@@ -159,9 +160,10 @@ def open_bundle(folder: Path, trust: Iterable[Path] = ()) -> Opened:
             raise FileFault(f"{name} belongs to another bundle: its {extra} differs")
     golden, _ = unpack(data[GOLDEN_FILE], str(folder / GOLDEN_FILE))
     module = load_script(archive, name)
-    if module.contract() != text:
-        raise FileFault(f"{name} and {CARD_FILE} differ in their contract")
-    error = max(self_test(module, golden, contract, str(folder)), own_test(module, name))
+    with asked(name):
+        if module.contract() != text:
+            raise FileFault(f"{name} and {CARD_FILE} differ in their contract")
+        error = max(self_test(module, golden, contract, str(folder)), own_test(module, name))
     return Opened(sealed, card, policy, assurance, module, error)
 
 

@@ -2,13 +2,15 @@
 
 Two levels, row by row at batch 1, every method: golden observations, drawn from the normaliser's
 statistics and shipped with their answers; and adversarial ones: bounds, zeros of both signs,
-denormals, the largest floats, infinities and NaN in every entry. The distance is counted in ULP,
+denormals, the largest floats, infinities and NaN in every entry, the edges of every hard range and
+what lies just beyond. The distance is counted in ULP,
 the number of float32 values between two answers; of the forms that other libraries compute (ONNX)
 in shares of the action's span, and of 1 + risk. `step` is asked row after row with its own state.
 (The third level, whole episodes, needs a simulator and lives in the tests.)
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kcpr_safety.assurance import MODE_BITS
+from kcpr_safety.assurance import MODE_BITS, Assurance
 from kcpr_safety.assured import AssuredController
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import METHODS
@@ -60,7 +62,7 @@ def golden_observations(tensors: Mapping[str, Tensor]) -> Float[Tensor, "rows ob
 
 
 def adversarial_observations(
-    tensors: Mapping[str, Tensor], contract: Contract
+    tensors: Mapping[str, Tensor], contract: Contract, assurance: Assurance
 ) -> Float[Tensor, "rows obs"]:
     """Observations as only a broken sensor or an attacker gives them."""
     mean, scale = tensors["obs_mean"], tensors["obs_scale"]
@@ -78,7 +80,25 @@ def adversarial_observations(
         single = mean.repeat(size, 1)
         single.fill_diagonal_(value)
         rows += list(single)
-    return torch.stack(rows).to(torch.float32)
+    return torch.stack([*rows, *_edges(mean, assurance)]).to(torch.float32)
+
+
+def _edges(mean: Tensor, assurance: Assurance) -> list[Tensor]:
+    """Every entry at its hard range's end, which is still valid; and each alone just beyond.
+
+    So a range that is too narrow shows in the first two rows, and one that is too wide in its own.
+    """
+    low, high = (torch.tensor(side) for side in (assurance.hard_low, assurance.hard_high))
+    inside = torch.minimum(torch.maximum(mean, low), high)
+    rows = []
+    for edge, out in ((low, -torch.inf), (high, torch.inf)):
+        closed = torch.isfinite(edge)
+        rows.append(torch.where(closed, edge, inside))
+        beyond = torch.nextafter(edge, torch.full_like(edge, out))
+        for i in torch.nonzero(closed).flatten().tolist():
+            rows.append(inside.clone())
+            rows[-1][i] = beyond[i]
+    return rows
 
 
 def answers(module: Any, obs: Float[Tensor, "rows obs"]) -> dict[str, Tensor]:
@@ -115,13 +135,14 @@ def measure(
     others: tuple[Act, Act],
     tensors: Mapping[str, Tensor],
     contract: Contract,
+    assurance: Assurance,
 ) -> Parity:
     """Compare twice over: TorchScript's first calls run other code than its later ones.
 
     `others` are the ONNX graph and the exported program.
     """
     golden = golden_observations(tensors)
-    adversarial = adversarial_observations(tensors, contract)
+    adversarial = adversarial_observations(tensors, contract, assurance)
     worst = []
     errors = [0.0, 0.0]
     for obs in (golden, adversarial):
@@ -142,10 +163,13 @@ def act_error(
 ) -> float:
     """Largest error of (action, risk, mode): in spans, in 1 + risk, and any other mode is 1.
 
-    The risk of an invalid observation means nothing and is not compared.
+    The risk of an invalid observation means nothing and is not compared; another shape is infinity.
     """
     said = [act(row.unsqueeze(0)) for row in obs]
     action, risk, mode = (torch.cat(parts) for parts in zip(*said, strict=True))
+    wholes = zip((action, risk, mode), (wanted[name] for name in _ACT), strict=True)
+    if any(one.shape != two.shape for one, two in wholes):
+        return math.inf
     span = torch.tensor([entry.high - entry.low for entry in contract.action])
     known = wanted["act_mode"] != MODE_BITS["invalid"]
     errors = (

@@ -7,6 +7,8 @@ model card on model hubs.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kcpr_safety.deploy.native import DEBIAN
+
 _WIDTH, _HEIGHT, _EDGE = 480, 260, 46
 
 Card = Mapping[str, Any]
@@ -63,7 +65,8 @@ with torch.inference_mode():
         print(action[0].tolist(), risk.item(), mode.item()); break  # your actuators
 ```
 
-In C++ (LibTorch; `kcpr_safety/deploy/cpp` of the package, which verifies before it loads):
+In C++ (LibTorch; `kcpr_safety/deploy/cpp` of the package, which verifies before it loads),
+`mine.cpp`:
 
 ```cpp
 #include "controller.hpp"
@@ -77,6 +80,16 @@ int main() {{
   std::vector<float> obs({width}, 0.0f);  // your sensors
   for (float value : controller.step(obs, 0.0).action) printf("%g ", value);
 }}
+```
+
+Compiled and run where the package is installed (on Debian: `{DEBIAN}`):
+
+```sh
+SOURCES=$(python -c "import kcpr_safety.deploy.native as n; print(n.SOURCES)")
+TORCH=$(python -c "import torch; print(torch.utils.cmake_prefix_path)")
+cmake -S "$SOURCES" -B build -DCMAKE_PREFIX_PATH="$TORCH" -DKCPR_SOURCE=mine.cpp
+cmake --build build
+build/kcpr-robot
 ```
 """
 

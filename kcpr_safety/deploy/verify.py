@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kcpr_safety import __version__
-from kcpr_safety.assured import SCHEMA_VERSION, AssuredController, assured
+from kcpr_safety.assured import SCHEMA_VERSION, AssuredController, assured, contract_text
 from kcpr_safety.deploy.bundle import CARD_FILE, COMPONENTS_FILE, PAGE_FILE, PLOT_FILE
 from kcpr_safety.deploy.components import check_components
 from kcpr_safety.deploy.load import Opened, open_bundle, self_test
@@ -25,7 +25,7 @@ from kcpr_safety.deploy.parity import (
     measure,
 )
 from kcpr_safety.deploy.render import plot_of, rendered
-from kcpr_safety.deploy.runtimes import exported_act, onnx_act
+from kcpr_safety.deploy.runtimes import asked, exported_act, onnx_act, onnx_contract
 from kcpr_safety.deploy.script import CONTROLLER_FILE, EXPORTED_FILE, ONNX_FILE
 from kcpr_safety.errors import FileFault
 
@@ -58,14 +58,22 @@ def parity_here(opened: Opened, folder: Path) -> dict[str, Any]:
         onnx_act(data[ONNX_FILE], str(folder / ONNX_FILE)),
         exported_act(data[EXPORTED_FILE], str(folder / EXPORTED_FILE)),
     )
+    text = contract_text(policy.contract, opened.assurance)
+    if onnx_contract(data[ONNX_FILE], str(folder / ONNX_FILE)) != text:
+        raise FileFault(f"{folder / ONNX_FILE} and {CARD_FILE} differ in their contract")
     eager = assured(policy, opened.assurance)
-    parity = measure(eager, opened.module, others, policy.tensors, policy.contract)
+    with asked(str(folder / CONTROLLER_FILE)):
+        version = opened.module.schema_version()
+        parity = measure(
+            eager, opened.module, others, policy.tensors, policy.contract, opened.assurance
+        )
     for name, error in ((ONNX_FILE, parity.onnx_max_error), (EXPORTED_FILE, parity.pt2_max_error)):
         if not error <= TOLERANCE:
             raise FileFault(f"{folder / name} differs from the policy by {error:.2g} of a span")
     found = {f"parity_{name}": value for name, value in asdict(parity).items()}
-    if opened.module.schema_version() != SCHEMA_VERSION:
-        return found | {"parity_earlier_version_max_error": _earlier(eager, opened, folder)}
+    if version != SCHEMA_VERSION:
+        with asked(str(folder / CONTROLLER_FILE)):
+            return found | {"parity_earlier_version_max_error": _earlier(eager, opened, folder)}
     if max(parity.golden_max_ulp, parity.adversarial_max_ulp) > MOST_ULP:
         raise FileFault(
             f"{folder / CONTROLLER_FILE} differs from the policy of weights.safetensors by "
@@ -80,7 +88,7 @@ def _earlier(eager: AssuredController, opened: Opened, folder: Path) -> float:
     obs = golden_observations(tensors)
     told = {"obs": obs, **answers(eager, obs)}
     error = self_test(opened.module, told, contract, str(folder))
-    obs = adversarial_observations(tensors, contract)
+    obs = adversarial_observations(tensors, contract, opened.assurance)
     error = max(error, act_error(opened.module.act, obs, answers(eager, obs), contract))
     if not error <= TOLERANCE:
         raise FileFault(

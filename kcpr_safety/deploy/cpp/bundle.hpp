@@ -60,14 +60,17 @@ inline constexpr std::size_t kKeyDigits = 64;
 inline constexpr std::size_t kSignatureBytes = 64;
 inline constexpr char kSchemaVersion[] = "1";
 
-inline std::string read_file(const std::filesystem::path& path) {
+inline std::string read_file(const std::filesystem::path& path,
+                             std::uintmax_t limit = kMaxFileBytes) {
   namespace fs = std::filesystem;
   std::error_code fault;
   const auto kind = fs::symlink_status(path, fault).type();
   if (kind == fs::file_type::not_found) throw Refusal(path.string() + " is missing");
   if (kind != fs::file_type::regular) throw Refusal(path.string() + " is not a regular file");
   const auto size = fs::file_size(path, fault);
-  if (fault || size > kMaxFileBytes) throw Refusal(path.string() + " is larger than any bundle's");
+  if (fault || size > limit)
+    throw Refusal(path.string() + " is larger than the " + std::to_string(limit >> 20) +
+                  " MiB of its kind");
   std::string bytes(size, '\0');
   std::ifstream stream(path, std::ios::binary);
   stream.read(bytes.data(), static_cast<std::streamsize>(size));

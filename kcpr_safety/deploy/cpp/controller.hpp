@@ -33,6 +33,9 @@ inline constexpr std::int64_t kOldest = 2, kInterface = 4;
 /// Why an answer is not the policy's: bits of `Answer::overruled`.
 enum Overruled : std::int64_t { kStale = 1, kLate = 2, kFault = 4 };
 
+/// Bit of `Answer::mode`: the safe action instead of an answer to the observation.
+inline constexpr std::int64_t kInvalid = 4;
+
 /// What the robot promises; every time in seconds.
 struct Options {
   double period_s;
@@ -53,9 +56,12 @@ struct Answer {
   std::vector<float> action;
   /// Predicted punishment; infinite where overruled.
   float risk;
-  /// The controller's mode, as the card explains it.
+  /// The controller's mode, as the card explains it; `kInvalid` where overruled.
   std::int64_t mode;
   std::int64_t overruled;
+
+  /// Whether `action` is the safe one, for whatever reason.
+  bool safe() const { return overruled != 0 || (mode & kInvalid) != 0; }
 };
 
 class Controller {
@@ -66,6 +72,7 @@ class Controller {
         manifest_(bundle.manifest_sha256),
         from_robot_(wire(contract_.observation, options.observation, "observation")),
         to_robot_(wire(contract_.action, options.action, "action")),
+        safe_(safe_action(bundle)),
         module_(load(bundle)),
         step_(module_.get_method("step")),
         initial_(initial_state(bundle)),
@@ -82,8 +89,6 @@ class Controller {
     obs_ = torch::zeros({1, signed_size(contract_.observation)}, torch::kFloat32);
     ordered_.resize(contract_.action.size());
     answer_.action.resize(contract_.action.size());
-    for (const auto& entry : contract_.action)
-      safe_.push_back(static_cast<float>(std::clamp(0.0, entry.low, entry.high)));
     prove(bundle.card);
     reset();
   }
@@ -184,8 +189,10 @@ class Controller {
     for (const auto& entry : entries) {
       const auto found = place.find(entry.name);
       if (found == place.end())
-        throw Refusal("the robot has no " + side + " '" + entry.name +
-                      "', or one more than the policy's names it");
+        throw Refusal(std::find(names.begin(), names.end(), entry.name) == names.end()
+                          ? "the robot names no " + side + " '" + entry.name +
+                                "', which the policy needs"
+                          : "the policy has more than one " + side + " '" + entry.name + "'");
       order.push_back(found->second);
       place.erase(found);
     }
@@ -213,6 +220,25 @@ class Controller {
     }
   }
 
+  /// What the card declares: one finite number within the bounds of each actuator.
+  static std::vector<float> safe_action(const Bundle& bundle) {
+    const std::string name = (bundle.folder / "card.json").string();
+    const auto& entries = bundle.contract.action;
+    std::vector<double> values;
+    try {
+      bundle.card.at("assurance").at("safe_action").get_to(values);
+    } catch (const nlohmann::json::exception& error) {
+      throw Refusal(name + " declares no safe action: " + error.what());
+    }
+    if (values.size() != entries.size())
+      throw Refusal(name + " declares a safe action of " + std::to_string(values.size()) +
+                    " numbers for " + std::to_string(entries.size()) + " actuators");
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      if (!(std::isfinite(values[i]) && values[i] >= entries[i].low && values[i] <= entries[i].high))
+        throw Refusal(name + " declares a safe action outside of the bounds of " + entries[i].name);
+    return {values.begin(), values.end()};
+  }
+
   /// float32 [1, state], of the contract in the file, which must be the card's.
   torch::Tensor initial_state(const Bundle& bundle) {
     const auto own = parse_object(module_.get_method("contract")({}).toStringRef(), "contract()");
@@ -220,6 +246,9 @@ class Controller {
       if (own.value(key, nlohmann::json()) != value)
         throw Refusal((bundle.folder / "controller.pt").string() + " and card.json differ in " +
                       "their contract's " + key);
+    if (own.value("assurance", nlohmann::json()) != bundle.card.at("assurance"))
+      throw Refusal((bundle.folder / "controller.pt").string() + " and card.json differ in " +
+                    "their assurance");
     const auto values = own.at("assurance").at("initial_state").get<std::vector<float>>();
     if (values.size() < contract_.action.size())
       throw Refusal((bundle.folder / "controller.pt").string() + " has no initial state");
@@ -265,7 +294,7 @@ class Controller {
   void overrule(const torch::Tensor& before) {
     std::copy(safe_.begin(), safe_.end(), ordered_.begin());
     answer_.risk = std::numeric_limits<float>::infinity();
-    answer_.mode = 0;
+    answer_.mode = kInvalid;
     state_ = before.clone();
     std::copy(safe_.begin(), safe_.end(),
               state_.data_ptr<float>() + size_of(state_) - safe_.size());
@@ -275,13 +304,14 @@ class Controller {
   const Options options_;
   const std::string manifest_;
   const std::vector<std::size_t> from_robot_, to_robot_;
+  const std::vector<float> safe_;
   torch::jit::Module module_;
   torch::jit::Method step_;
   const torch::Tensor initial_;
   Recorder recorder_;
   double max_age_s_ = 0, deadline_s_ = 0, self_test_error_ = 0;
   torch::Tensor obs_, state_;
-  std::vector<float> safe_, ordered_;
+  std::vector<float> ordered_;
   Answer answer_{};
   std::uint64_t tick_ = 0;
 };

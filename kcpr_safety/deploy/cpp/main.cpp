@@ -1,12 +1,17 @@
 // kcpr-robot: what can be done with a bundle from a terminal, a pipe or a test?
 //
-// Exit codes: 0 done; 2 refused, with one sentence on stderr.
+// Exit codes: 0 done; 2 refused, with one sentence on stderr; 128 + N: `run` was stopped by signal N.
 #include "bench.hpp"
 #include "bundle.hpp"
 #include "controller.hpp"
 
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 
@@ -30,7 +35,8 @@ constexpr char kHelp[] = R"(usage: kcpr-robot COMMAND BUNDLE --trust PLACE [OPTI
   --deadline S           longest that a step may take (not given: one period)
   --age S                run: how old each observation is said to be (not given: 0)
   --rehearse N           run: rehearsals before each step; they change no answer (not given: 0)
-  --record FILE          run: write the black box there at the end
+  --record FILE          run: write the black box there at the end, whichever it is (stdin closed or
+                         cut short, SIGINT, SIGTERM, SIGHUP)
   --recording FILE       replay: such a file
   --method NAME          ask: forward, act, nominal, fallback, check (not given: act)
   --steps N              soak: how many (not given: 1000000)
@@ -42,6 +48,8 @@ constexpr char kHelp[] = R"(usage: kcpr-robot COMMAND BUNDLE --trust PLACE [OPTI
 )";
 
 constexpr std::size_t kRecorded = 100'000;
+
+const std::vector<std::string> kMethods = {"forward", "act", "nominal", "fallback", "check"};
 
 using Arguments = std::map<std::string, std::string>;
 
@@ -102,10 +110,58 @@ kcpr::Options options(const Arguments& arguments, const kcpr::Contract& contract
   return options;
 }
 
-/// The next observation on stdin; false at its end.
+/// What is missing or unknown can be said before a bundle is opened.
+void check(const std::string& what, const Arguments& arguments) {
+  if (!arguments.contains("trust"))
+    throw kcpr::Refusal("--trust is missing: whose signature counts is never read from a bundle");
+  if (what == "replay" && !arguments.contains("recording"))
+    throw kcpr::Refusal("replay needs --recording FILE");
+  const std::string method = text(arguments, "method", "act");
+  if (std::find(kMethods.begin(), kMethods.end(), method) == kMethods.end())
+    throw kcpr::Refusal("unknown method '" + method + "' (help: kcpr-robot --help)");
+}
+
+volatile std::sig_atomic_t stopped_by = 0;
+/// Readable once a signal came, also one that came just before it was asked.
+int stop_pipe[] = {-1, -1};
+
+void stop(int number) {
+  const int before = errno;
+  stopped_by = number;
+  [[maybe_unused]] const auto told = write(stop_pipe[1], "", 1);
+  errno = before;
+}
+
+/// From here on signals end `run` where it waits, and a reader of stdout that has gone is a refusal.
+void heed_signals() {
+  if (pipe2(stop_pipe, O_NONBLOCK | O_CLOEXEC) != 0) throw kcpr::Refusal("no pipe can be made");
+  std::signal(SIGPIPE, SIG_IGN);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction action {};
+    sigaction(number, nullptr, &action);
+    if (action.sa_handler == SIG_IGN) continue;  // nohup, or in the background of a shell
+    action = {};
+    action.sa_handler = stop;  // without SA_RESTART: a write that blocks must end, too
+    sigaction(number, &action, nullptr);
+  }
+}
+
+/// The next observation on stdin; false at its end, or when a signal came.
 bool read_row(std::vector<float>& row) {
-  const std::size_t got = std::fread(row.data(), sizeof(float), row.size(), stdin);
-  if (got != 0 && got != row.size()) throw kcpr::Refusal("the last observation is cut short");
+  char* place = reinterpret_cast<char*>(row.data());
+  const std::size_t size = row.size() * sizeof(float);
+  std::size_t got = 0;
+  while (got < size) {
+    pollfd ready[] = {{STDIN_FILENO, POLLIN, 0}, {stop_pipe[0], POLLIN, 0}};
+    ssize_t more = poll(ready, 2, -1);
+    if (stopped_by != 0) return false;
+    if (more > 0) more = read(STDIN_FILENO, place + got, size - got);
+    if (more < 0 && errno == EINTR) continue;
+    if (more < 0) throw kcpr::Refusal("stdin cannot be read");
+    if (more == 0) break;
+    got += static_cast<std::size_t>(more);
+  }
+  if (got != 0 && got != size) throw kcpr::Refusal("the last observation is cut short");
   return got != 0;
 }
 
@@ -115,21 +171,38 @@ void put(const T* values, std::size_t count) {
     throw kcpr::Refusal("stdout cannot be written");
 }
 
+void flush() {
+  if (std::fflush(stdout) != 0) throw kcpr::Refusal("stdout cannot be written");
+}
+
 void run(kcpr::Controller& controller, const Arguments& arguments) {
   std::vector<float> row(controller.contract().observation.size());
   const double age_s = number(arguments, "age", 0);
   const auto rehearsals = static_cast<std::size_t>(number(arguments, "rehearse", 0));
-  while (read_row(row)) {
-    for (std::size_t i = 0; i < rehearsals; ++i) controller.rehearse();
-    const auto& answer = controller.step(row, age_s);
-    put(answer.action.data(), answer.action.size());
-    put(&answer.risk, 1);
-    const std::int32_t bits[] = {static_cast<std::int32_t>(answer.mode),
-                                 static_cast<std::int32_t>(answer.overruled)};
-    put(bits, 2);
-    std::fflush(stdout);
+  const bool recorded = arguments.contains("record");
+  if (recorded) kcpr::Recorder::check(arguments.at("record"));
+  heed_signals();
+  const auto save = [&] {
+    if (recorded) controller.save_recording(arguments.at("record"));
+  };
+  try {
+    while (read_row(row)) {
+      for (std::size_t i = 0; i < rehearsals; ++i) controller.rehearse();
+      const auto& answer = controller.step(row, age_s);
+      put(answer.action.data(), answer.action.size());
+      put(&answer.risk, 1);
+      const std::int32_t bits[] = {static_cast<std::int32_t>(answer.mode),
+                                   static_cast<std::int32_t>(answer.overruled)};
+      put(bits, 2);
+      flush();
+    }
+  } catch (...) {
+    if (stopped_by == 0) {
+      save();
+      throw;
+    }
   }
-  if (arguments.contains("record")) controller.save_recording(arguments.at("record"));
+  save();
 }
 
 void ask(kcpr::Controller& controller, const std::string& method) {
@@ -145,6 +218,7 @@ void ask(kcpr::Controller& controller, const std::string& method) {
       put(flat.data_ptr<float>(), static_cast<std::size_t>(flat.numel()));
     }
   }
+  flush();
 }
 
 std::size_t resident_kb() {
@@ -242,7 +316,7 @@ void command(const std::string& what, const kcpr::Bundle& bundle, const Argument
   } else if (what == "ask") {
     ask(controller, text(arguments, "method", "act"));
   } else {
-    const auto [rows, differ] = controller.replay(text(arguments, "recording"));
+    const auto [rows, differ] = controller.replay(arguments.at("recording"));
     if (differ != 0)
       throw kcpr::Refusal(std::to_string(differ) + " of " + std::to_string(rows) +
                           " recorded steps are not repeated bit for bit");
@@ -265,9 +339,10 @@ int main(int count, char** words) {
       throw kcpr::Refusal("unknown command '" + what + "' (help: kcpr-robot --help)");
     if (count < 3) throw kcpr::Refusal(what + " needs a bundle folder");
     const Arguments arguments = parse(count, words);
-    if (!arguments.contains("trust"))
-      throw kcpr::Refusal("--trust is missing: whose signature counts is never read from a bundle");
+    check(what, arguments);
     command(what, kcpr::open_bundle(words[2], arguments.at("trust")), arguments);
+    // At once: what a reader left unread must not hold it up a second time.
+    if (stopped_by != 0) std::_Exit(128 + stopped_by);
     return 0;
   } catch (const std::exception& error) {
     const std::string words = error.what();

@@ -12,6 +12,9 @@
 
 namespace kcpr {
 
+/// 100,000 steps of a robot with 10,000 numbers.
+inline constexpr std::uintmax_t kMaxRecordingBytes = 4ull << 30;
+
 class Recorder {
  public:
   /// The part of a row that has a fixed size.
@@ -32,7 +35,7 @@ class Recorder {
       : sizes_(sizes),
         stride_(sizeof(Head) + sizeof(float) * (sizes[0] + sizes[1] + sizes[2])),
         capacity_(capacity),
-        ring_(stride_ * capacity) {}
+        ring_(stride_ * capacity, '\0') {}
 
   void add(const Row& row) {
     if (capacity_ == 0) return;
@@ -60,6 +63,12 @@ class Recorder {
     return row;
   }
 
+  /// Refuses a path that nothing can be saved to; what is there already is left as it is.
+  static void check(const std::filesystem::path& path) {
+    if (!std::ofstream(path, std::ios::binary | std::ios::app))
+      throw Refusal(path.string() + " cannot be written");
+  }
+
   void save(const std::filesystem::path& path, const std::string& manifest_sha256) const {
     std::ofstream stream(path, std::ios::binary | std::ios::trunc);
     stream.write(kMagic, sizeof(kMagic) - 1);
@@ -76,7 +85,7 @@ class Recorder {
   /// Inverse of `save`; a recording of another bundle is refused.
   static Recorder load(const std::filesystem::path& path, const std::string& manifest_sha256,
                        std::array<std::size_t, 3> sizes) {
-    const std::string bytes = read_file(path);
+    std::string bytes = read_file(path, kMaxRecordingBytes);
     const std::size_t header = sizeof(kMagic) - 1 + kDigest + 3 * 4 + 8;
     if (bytes.size() < header || bytes.compare(0, sizeof(kMagic) - 1, kMagic) != 0)
       throw Refusal(path.string() + " is no recording of this program");
@@ -92,7 +101,7 @@ class Recorder {
         (bytes.size() - header) % recorder.stride_ != 0)
       throw Refusal(path.string() + " is cut short or damaged");
     recorder.capacity_ = recorder.count_ = count;
-    recorder.ring_.assign(bytes.begin() + static_cast<std::ptrdiff_t>(header), bytes.end());
+    recorder.ring_ = std::move(bytes.erase(0, header));
     return recorder;
   }
 
@@ -114,7 +123,7 @@ class Recorder {
 
   std::array<std::size_t, 3> sizes_;
   std::size_t stride_, capacity_, count_ = 0;
-  std::vector<char> ring_;
+  std::string ring_;
 };
 
 }  // namespace kcpr

@@ -1,7 +1,8 @@
-// How would the controller sit in ros2_control? A skeleton: it was never built here, for it needs ROS.
+// How would the controller sit in ros2_control? A skeleton, never built with ROS.
 //
 // Everything that decides is kcpr::Controller, which the tests build and run; this file only moves
-// numbers. Parameters (all by name, in the robot's order):
+// numbers, and the tests compile it against a stand-in for ROS. Parameters (all by name, in the
+// robot's order):
 //
 //   bundle, trust     folders, as for kcpr-robot
 //   observation       names as the bundle's contract has them
@@ -9,9 +10,9 @@
 //   action            actuator names as the contract has them
 //   command_interfaces  the interface that each goes to, e.g. "bthigh/effort"
 //
-// Whatever is overruled (stale, late, out of bounds) commands the safe action and returns ERROR, so
-// that the controller manager starts this controller's fallback_controllers. Name one: a learned
-// policy needs a last resort that was not learned. LibTorch allocates: soft real time only.
+// Whatever commands the safe action (stale, late, out of bounds, an invalid observation) also returns
+// ERROR, so that the controller manager starts this controller's fallback_controllers. Name one: a
+// learned policy needs a last resort that was not learned. LibTorch allocates: soft real time only.
 #include "../controller.hpp"
 
 #include <controller_interface/controller_interface.hpp>
@@ -75,8 +76,8 @@ class PolicyController : public controller_interface::ControllerInterface {
     const Answer& answer = controller_->step(observation_, 0.0);
     for (std::size_t i = 0; i < answer.action.size(); ++i)
       command_interfaces_[i].set_value(static_cast<double>(answer.action[i]));
-    return answer.overruled == 0 ? controller_interface::return_type::OK
-                                 : controller_interface::return_type::ERROR;
+    return answer.safe() ? controller_interface::return_type::ERROR
+                         : controller_interface::return_type::OK;
   }
 
  private:
