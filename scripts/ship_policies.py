@@ -9,6 +9,7 @@ is, so that the same runs and key give the same bytes. Ends with `verify` on wha
 
 A bundle that is shipped already is shipped anew, in today's interface: with the policy and the
 evidence that are in it; where its card does not hold every episode, as many are judged again.
+With --again it is calibrated and put under faults again, too, by the rules of today.
 Latency is measured where --latency says so, for nothing else may run beside it.
 """
 
@@ -37,12 +38,13 @@ def main() -> int:
     parser.add_argument("--key", type=Path, required=True, help="the release's private key")
     parser.add_argument("--episodes", type=int, default=50, help="judged episodes")
     parser.add_argument("--faulted", type=int, default=5, help="episodes of each fault")
+    parser.add_argument("--again", action="store_true", help="calibration and faults of bundles")
     parser.add_argument("--latency", type=int, metavar="TICKS", help="control periods to time")
     given = parser.parse_args()
     for place in given.places:
         try:
             with TemporaryDirectory() as folder:
-                run = unpacked(place, Path(folder)) if is_bundle(place) else place
+                run = unpacked(place, Path(folder), given.again) if is_bundle(place) else place
                 ship(run, given.key, given.episodes, given.faulted, given.latency)
         except KcprError as fault:
             print(f"{place}: {fault}", file=sys.stderr)
@@ -50,8 +52,9 @@ def main() -> int:
     return 0
 
 
-def unpacked(bundle: Path, run: Path) -> Path:
-    """A run folder with what a bundle holds of the run that it came from."""
+def unpacked(bundle: Path, run: Path, again: bool) -> Path:
+    """A run folder with what a bundle holds of the run that it came from; without what is to be
+    found out `again`."""
     opened = open_bundle(bundle)
     card, data = opened.card, opened.sealed.contents[BUNDLE_FILE]
     about = {"task": card["identity"]["task"], "policy_sha256": hashlib.sha256(data).hexdigest()}
@@ -81,8 +84,9 @@ def unpacked(bundle: Path, run: Path) -> Path:
         "seed": card["identity"]["seed"],
         "steps": evidence["training_steps"],
     }
+    left_out = (CALIBRATION_FILE, STRESS_FILE) if again else ()
     for name, record in kept.items():
-        if record is not None:
+        if record is not None and name not in left_out:
             (run / name).write_text(json.dumps(record))
     return run
 
