@@ -389,8 +389,8 @@ DIFFERENCES: list[tuple[dict[str, Any], str]] = [
     ({"servos": ()}, "has 2 servos, SafetyFake-v1 here has 0"),
     ({"period_s": 0.02}, "acts every 0.05 s, but SafetyFake-v1 here takes 0.02 s a step"),
     ({"time_limit": 500}, "episodes have 1000 steps, those of SafetyFake-v1 here 500"),
-    ({"streams": ()}, "are fall (budget 2), those of SafetyFake-v1 here none"),
-    ({"streams": (Stream("fall", 3.0, "falls"),)}, "those of SafetyFake-v1 here fall (budget 3)"),
+    ({"streams": ()}, "held to the streams fall, and SafetyFake-v1 here has none"),
+    ({"streams": (Stream("slip", 2.0, "slips"),)}, "streams fall, and SafetyFake-v1 here has slip"),
     ({"commands": ((0.0, 0.0), (0.1, 0.1))}, "commands contract (0 entries)"),
 ]
 
@@ -400,6 +400,11 @@ def test_each_difference_of_a_task_has_a_sentence(changed: dict[str, Any], said:
     (sentence,) = differences(WALK, replace(WALK, **changed))
     assert said in sentence
     assert "\n" not in sentence
+
+
+def test_budgets_are_the_policys_own() -> None:
+    here = replace(WALK, budget=7.0, streams=(Stream("fall", 3.0, "falls"),))
+    assert list(differences(WALK, here)) == []
 
 
 def test_all_differences_are_told_and_words_are_none() -> None:
