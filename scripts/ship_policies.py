@@ -52,7 +52,7 @@ def main() -> int:
     return 0
 
 
-def unpacked(bundle: Path, run: Path, again: bool) -> Path:
+def unpacked(bundle: Path, run: Path, again: bool = False) -> Path:
     """A run folder with what a bundle holds of the run that it came from; without what is to be
     found out `again`."""
     opened = open_bundle(bundle)
