@@ -47,7 +47,7 @@ RECIPES: Mapping[str, dict[str, Any]] = {
     "go1": {"task": "UnitreeGo1Walk-v0", "steps": 1_200_000},
     "go2": {
         "task": "UnitreeGo2Walk-v0",
-        "steps": 250_000,
+        "steps": 200_000,
         "init": "UnitreeGo1Walk-v0",
         "overrides": {"learning_rate": 3e-4},
     },
