@@ -329,6 +329,19 @@ def test_the_controller_raises_m_over_budget_and_stops_at_its_bounds() -> None:
     assert controller.error == pytest.approx(2.0)
 
 
+def test_the_integral_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
+    weights = []
+    for steps in (100_000, 1_000_000):
+        settings = agent_settings("kcpr", {"m_high": 100.0}, steps)
+        controller = BudgetController(settings, budget=25.0, time_limit=1000)
+        settled(controller, 0.02 * math.sqrt(math.e))  # half an e-fold over the aim
+        controller.advance(steps)
+        weights.append(math.log(controller.m / settings.m_start))
+    assert weights == pytest.approx([3.0, 3.0])  # 5 * 0.5 from the integral, 0.5 from the gain
+    assert agent_settings("kcpr", {"m_rate": 1e-6}, 100_000).m_rate == 1e-6
+    assert agent_settings("kcpr", {}, 1).m_rate == 1.0
+
+
 def test_at_gain_one_the_weight_is_proportional_to_what_is_suffered() -> None:
     settings = Settings(m_gain=1.0)
     weights = []

@@ -75,8 +75,8 @@ class Family:
     agents: Mapping[str, Mapping[str, Any]]
     chooses: bool
     """Whether it chooses among the rows of a table of commands."""
-    settings: Callable[[str, Mapping[str, Any]], AnySettings]
-    """Settings of a named agent after overrides."""
+    settings: Callable[[str, Mapping[str, Any], int], AnySettings]
+    """Settings of a named agent after overrides, for a run of so many environment steps."""
     read_settings: Callable[[Any], AnySettings]
     """Settings from a file's record; whatever does not fit raises `SettingsError`."""
     make: Callable[[Any, Task, int, int, torch.device | str], Any]
@@ -102,7 +102,7 @@ FAMILIES = (
     Family(
         DISCRETE_AGENTS,
         True,
-        discrete_settings,
+        lambda agent, overrides, _: discrete_settings(agent, overrides),
         discrete_settings_from,
         DiscreteLearner,
         discrete_snapshots.policy_tensors,

@@ -12,6 +12,10 @@ from typing import Any
 
 from kcpr_safety.errors import SettingsError, UnknownNameError
 
+INTEGRAL_REACH = 5.0
+"""E-folds of m that the integral moves in a whole run, per e-fold of punishment over the aim. With
+one rate for all lengths, a run of 200,000 steps ended before its integral had arrived."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,7 +45,8 @@ class Settings:
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
     m_rate: float = 5e-6
-    """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim."""
+    """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim. A run
+    that is told none takes `INTEGRAL_REACH` / its steps: this, at 1,000,000."""
     m_gain: float = 1.0
     """Proportional gain: e-folds of m per e-fold of punishment over the aim; at 1, as much weight
     as is suffered."""
@@ -148,11 +153,15 @@ def settings_from(record: Any) -> Settings:
     return replace(Settings(), **typed(Settings, record))
 
 
-def agent_settings(agent: str, overrides: Mapping[str, Any]) -> Settings:
-    """The settings of a named agent after a task card's or a caller's overrides."""
+def agent_settings(agent: str, overrides: Mapping[str, Any], steps: int = 1_000_000) -> Settings:
+    """The settings of a named agent after a task card's or a caller's overrides.
+
+    `steps`: length of the run [environment steps]; a short one needs a quicker integral.
+    """
     if agent not in AGENTS:
         raise UnknownNameError("agent", agent, AGENTS)
-    return replace(Settings(), **{**AGENTS[agent], **typed(Settings, overrides)})
+    numbers = {"m_rate": min(INTEGRAL_REACH / steps, 1.0)} | dict(AGENTS[agent])
+    return replace(Settings(), **{**numbers, **typed(Settings, overrides)})
 
 
 def typed(settings: type[Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

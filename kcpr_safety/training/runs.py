@@ -40,8 +40,8 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     if options.num_envs is not None:
         overrides["num_envs"] = options.num_envs
     family = family_of(options.agent)
-    settings = family.settings(options.agent, overrides)
     steps = DEFAULT_STEPS if options.steps is None else options.steps
+    settings = family.settings(options.agent, overrides, max(steps, 1))
     if steps < settings.num_envs:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
     init = begun_from = None
