@@ -130,7 +130,7 @@ class MazeCell:
 
     @property
     def key(self) -> dict[str, Any]:
-        settings = asdict(family_of(self.variant).settings(self.variant, {}))
+        settings = asdict(family_of(self.variant).settings(self.variant, {}, self.steps))
         return {**asdict(self), "settings": settings}
 
 

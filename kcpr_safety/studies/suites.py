@@ -84,7 +84,7 @@ class Cell:
         card = envs.resolve(task)
         family = family_of(variant.agent)
         carded = {name: override.value for name, override in card.overrides.items()}
-        settings = family.settings(variant.agent, {**carded, **variant.overrides})
+        settings = family.settings(variant.agent, {**carded, **variant.overrides}, steps)
         numbers = json.dumps(
             {"settings": asdict(settings), "budget": card.budget, "task": asdict(card)},
             sort_keys=True,
