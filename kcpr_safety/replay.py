@@ -6,19 +6,22 @@ One float32 row per transition, both streams side by side:
 Storing N environments' step is one block copy and drawing a batch is one gather of rows into a
 buffer that is used again.
 
-`NStep` draws transitions of several steps out of the same rows.
+`NStep` draws transitions of several steps out of the same rows. `Hindsight` tells some of them as
+if another goal had been meant.
 
 `Divided` is two buffers in one ring: a mark at the end of each row says which one it is in.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kcpr_safety.goals import Goal
 from kcpr_safety.transition import Batch
 
 
@@ -133,6 +136,8 @@ class NStep(Replay):
         oldest = self.added - len(self)
         index = (drawn + oldest) % self.rows.shape[0] if oldest else drawn
         batch = self.gather(index)
+        self._look_ahead(drawn + oldest, generator)
+        self._tell(batch)
         if self.steps == 1:
             return batch
         # Views of the drawn buffer: what is written here is what the batch holds.
@@ -141,6 +146,7 @@ class NStep(Replay):
             last = drawn + oldest + ahead * self.envs >= self.added
             following = (index + ahead * self.envs) % self.rows.shape[0]
             row = self.layout.read(self.rows.index_select(0, following.to(self.rows.device)))
+            self._tell(row)
             going *= (batch.next_obs == row.obs).all(1)
             going.masked_fill_(last.to(going.device), 0.0)
             discount = self.gamma**ahead
@@ -153,6 +159,88 @@ class NStep(Replay):
             batch.next_obs.copy_(torch.where(taken[:, None], row.next_obs, batch.next_obs))
             going *= row.continues
         return batch
+
+    def _look_ahead(self, drawn: Int[Tensor, "batch"], generator: torch.Generator) -> None:
+        """For children: these transitions, counted from the first ever, were drawn."""
+
+    def _tell(self, row: Batch) -> None:
+        """For children: change what the drawn transitions, or those that follow them, say."""
+
+
+class Hindsight(NStep):
+    """Some drawn transitions tell of a goal that their episode reached later (HER, "future").
+
+    Observations then hold that goal as the desired one, and the reward is that of having meant it.
+    Punishments stay: what was suffered on the way does not depend on what was wanted. `continues`
+    stays, too, so it is meant for tasks that go on at their goal.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        share: float,
+        capacity: int,
+        sizes: tuple[int, int, int],
+        device: torch.device | str,
+        **spacing: Any,
+    ) -> None:
+        """`share` of what is drawn is retold; the rest as for `NStep`."""
+        super().__init__(capacity, sizes, device, **spacing)
+        self.goal, self.share = goal, share
+        self._last = np.full(self.rows.shape[0], -1)
+        """Last transition of each row's episode, counted from the first ever; -1: it goes on."""
+        self._begun = np.zeros(self.envs, dtype=np.int64)
+        """First transition of the episode that each environment is in."""
+        self._retold = torch.empty(0, dtype=torch.bool)
+        self._goals = torch.empty(0)
+
+    def add(self, batch: Batch) -> None:
+        """Store a step of all environments."""
+        self._follow(self.added, batch.obs.to(self.rows.device))
+        super().add(batch)
+
+    def take_up(self, added: int) -> None:
+        super().take_up(added)
+        oldest = added - len(self)
+        self._begun = oldest + np.arange(self.envs)
+        self._last[:] = -1
+        for first in range(oldest + self.envs, added, self.envs):
+            place = first % self.rows.shape[0]
+            self._follow(first, self.layout.read(self.rows[place : place + self.envs]).obs)
+
+    def _follow(self, first: int, obs: Float[Tensor, "envs obs"]) -> None:
+        """Episodes that do not go on with these observations of transition `first` have ended."""
+        capacity, envs = self.rows.shape[0], self.envs
+        self._last[first % capacity : first % capacity + envs] = -1
+        if first == 0:
+            self._begun = np.arange(envs)
+            return
+        before = (first - envs) % capacity
+        held = self.layout.read(self.rows[before : before + envs]).next_obs
+        for env in torch.nonzero((held != obs).any(1)).ravel().tolist():
+            steps = np.arange(self._begun[env], first, envs) % capacity
+            self._last[steps] = first - envs + env
+            self._begun[env] = first + env
+
+    def _look_ahead(self, drawn: Int[Tensor, "batch"], generator: torch.Generator) -> None:
+        index = drawn.numpy()
+        last = self._last[index % self.rows.shape[0]]
+        last = np.where(last < 0, self.added - self.envs + index % self.envs, last)
+        chance = torch.rand(2, len(index), generator=generator)
+        steps = torch.as_tensor((last - index) // self.envs + 1)
+        ahead = torch.minimum((chance[0] * steps).long(), steps - 1)
+        reached = ((drawn + ahead * self.envs) % self.rows.shape[0]).to(self.rows.device)
+        later = self.layout.read(self.rows.index_select(0, reached)).next_obs
+        self._goals = later[:, list(self.goal.achieved)]
+        self._retold = (chance[1] < self.share).to(self.rows.device)
+
+    def _tell(self, row: Batch) -> None:
+        goal, desired = self.goal, list(self.goal.desired)
+        now = row.next_obs[:, list(goal.achieved)]
+        paid = torch.as_tensor(goal.reward(now.cpu().numpy(), self._goals.cpu().numpy()))
+        row.reward.copy_(torch.where(self._retold, paid.to(row.reward), row.reward))
+        for obs in (row.obs, row.next_obs):
+            obs[:, desired] = torch.where(self._retold[:, None], self._goals, obs[:, desired])
 
 
 class Divided(Replay):

@@ -342,6 +342,11 @@ def test_the_integral_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
     assert agent_settings("kcpr", {}, 1).m_rate == 1.0
 
 
+def test_hindsight_without_goals_is_refused() -> None:
+    with pytest.raises(SettingsError, match="hindsight is for tasks of goals"):
+        make(replace(SMALL, hindsight=0.8)).memory(100)
+
+
 def test_at_gain_one_the_weight_is_proportional_to_what_is_suffered() -> None:
     settings = Settings(m_gain=1.0)
     weights = []

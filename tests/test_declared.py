@@ -113,6 +113,30 @@ def test_numbers_have_names() -> None:
     assert contract.period_s == pytest.approx(0.04)
 
 
+@pytest.mark.parametrize(
+    "task", ["FetchPushDense-v4", "HandReachDense-v3", "AntMaze_UMazeDense-v5"]
+)
+def test_a_goal_is_paid_as_the_environment_pays_it(task: str) -> None:
+    made = world(envs.resolve(task), 2)
+    goal = made.goal
+    assert goal is not None
+    made.reset()
+    low, high = made.action_space.low, made.action_space.high
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        _, reward, _, _, infos = made.step(rng.uniform(low, high))
+        obs = infos["final_obs"]
+        paid = goal.reward(obs[:, list(goal.achieved)], obs[:, list(goal.desired)])
+        np.testing.assert_allclose(paid, reward, rtol=1e-5, atol=1e-9)
+    # Another goal is another reward: here, to have wanted what was achieved.
+    there = obs[:, list(goal.achieved)]
+    assert (goal.reward(there, there) > reward).all()
+
+
+def test_bodies_without_goals_have_none() -> None:
+    assert world(envs.resolve("Ant-v5"), 1).goal is None
+
+
 def test_names_of_masses_hold_masses() -> None:
     """The order of Humanoid's body terms, against the model itself."""
     made = world(envs.resolve("Humanoid-v5"), 1)

@@ -1,9 +1,11 @@
 """Does a drawn transition of n steps hold what the n single ones held, and no more?"""
 
+import numpy as np
 import pytest
 import torch
 
-from kcpr_safety.replay import NStep, Replay
+from kcpr_safety.goals import Goal
+from kcpr_safety.replay import Hindsight, NStep, Replay
 from kcpr_safety.transition import Batch
 
 GAMMA = 0.9
@@ -13,7 +15,8 @@ ENVS = 2
 def filled(replay: Replay, lengths: tuple[tuple[int, ...], ...], *, terminal: bool) -> Replay:
     """Environment e runs episodes of these lengths one after the other.
 
-    Observation: (environment, number of the step); reward: its number; punishment: 1 at even ones.
+    Observation: (environment, number of the step); action: environment; reward: number of the
+    step; punishment: 1 at even ones.
     A new episode begins at a number that none ended with.
     """
     clocks = []
@@ -30,7 +33,7 @@ def filled(replay: Replay, lengths: tuple[tuple[int, ...], ...], *, terminal: bo
         replay.add(
             Batch(
                 obs=torch.stack([env, number], 1),
-                action=torch.zeros(ENVS, 1),
+                action=env[:, None],
                 reward=number.clone(),
                 punishment=(number % 2 == 0).float(),
                 continues=1.0 - ended if terminal else torch.ones(ENVS),
@@ -98,3 +101,67 @@ def test_what_is_too_young_to_look_ahead_is_drawn_as_it_is() -> None:
     batch = drawn(replay, 8)
     assert set(batch.continues.tolist()) == {1.0}
     assert set(batch.next_obs[:, 1].tolist()) == {1.0}
+
+
+def far(reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    return -np.abs(reached - wanted)[:, 0]
+
+
+def in_hindsight(share: float, capacity: int, steps: int = 1) -> Hindsight:
+    """Achieved is the number of the step, desired which environment it is."""
+    goal = Goal((1,), (0,), far)
+    spacing = {"steps": steps, "envs": ENVS, "gamma": GAMMA}
+    return Hindsight(goal, share, capacity, (2, 1, 0), "cpu", **spacing)
+
+
+@pytest.mark.parametrize("capacity", [100, 14])
+def test_hindsight_tells_of_every_later_goal_of_the_same_episode_and_of_no_other(
+    capacity: int,
+) -> None:
+    lengths = ((4, 3, 5), (6, 6))
+    replay = filled(in_hindsight(1.0, capacity), lengths, terminal=False)
+    batch = drawn(replay, 4000)
+    assert torch.equal(batch.obs[:, 0], batch.next_obs[:, 0])
+    assert torch.equal(batch.reward, -(batch.next_obs[:, 1] - batch.obs[:, 0]).abs())
+    assert torch.equal(batch.punishment, (batch.obs[:, 1] % 2 == 0).float())
+    told: dict[tuple[int, int], set[int]] = {}
+    for env, (wanted, number) in zip(
+        batch.action[:, 0].int().tolist(), batch.obs.int().tolist(), strict=True
+    ):
+        told.setdefault((env, number), set()).add(wanted)
+    for (env, number), goals in told.items():
+        episode = number // 100
+        assert goals == set(range(number + 1, 100 * episode + lengths[env][episode] + 1))
+    assert len(told) == min(12 * ENVS, capacity)
+
+
+def test_hindsight_retells_its_share_and_leaves_the_rest() -> None:
+    replay = filled(in_hindsight(0.25, 100), ((4, 3, 5), (6, 6)), terminal=False)
+    batch = drawn(replay, 4000)
+    own = batch.reward == batch.obs[:, 1]
+    assert 0.7 < float(own.float().mean()) < 0.8
+    assert set(batch.obs[own, 0].tolist()) == {0.0, 1.0}
+    assert not set(batch.obs[~own, 0].tolist()) & {0.0}
+
+
+def test_hindsight_over_several_steps_pays_each_of_them_for_the_one_goal() -> None:
+    batch = drawn(filled(in_hindsight(1.0, 100, steps=2), ((4, 3, 5), (6, 6)), terminal=False))
+    for (wanted, number), reward, (_, stop) in zip(
+        batch.obs.tolist(), batch.reward.tolist(), batch.next_obs.tolist(), strict=True
+    ):
+        first = -abs(number + 1 - wanted)
+        second = -abs(number + 2 - wanted) if stop == number + 2 else 0.0
+        assert reward == pytest.approx(first + GAMMA * second)
+
+
+@pytest.mark.parametrize("capacity", [100, 14])
+def test_a_resumed_replay_tells_the_same_in_hindsight(capacity: int) -> None:
+    lengths = ((4, 3, 5), (6, 6))
+    replay = filled(in_hindsight(0.5, capacity), lengths, terminal=False)
+    again = in_hindsight(0.5, capacity)
+    again.rows.copy_(replay.rows)
+    again.take_up(replay.added)
+    for one in (replay, again):
+        filled(one, ((1, 1), (2,)), terminal=False)
+    for a, b in zip(drawn(replay)[:6], drawn(again)[:6], strict=True):
+        assert torch.equal(a, b)

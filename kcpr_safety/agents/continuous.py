@@ -27,7 +27,7 @@ Source: KCPR in arXiv:2606.28152; this continuous form is the project's own.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,10 +39,11 @@ from kcpr_safety.agents.optimiser import adam_step
 from kcpr_safety.agents.settings import Settings
 from kcpr_safety.agents.task import Task
 from kcpr_safety.controller import LOG_STD_RANGE
+from kcpr_safety.errors import SettingsError
 from kcpr_safety.networks import Stack, parameter_count
 from kcpr_safety.ops import bellman, gaussian, gradients, losses
 from kcpr_safety.ops.gradients import Companion
-from kcpr_safety.replay import NStep, Replay
+from kcpr_safety.replay import Hindsight, NStep, Replay
 from kcpr_safety.transition import Batch
 
 CRITICS = 6
@@ -142,15 +143,21 @@ class Learner:
 
     def memory(self, capacity: int) -> Replay:
         """Where transitions wait to be learned from."""
-        settings = self.settings
-        return NStep(
-            capacity,
-            (self.task.obs_size, self.task.action_size, len(self.task.streams)),
-            self.device,
-            steps=settings.n_step,
-            envs=settings.num_envs,
-            gamma=settings.gamma,
-        )
+        settings, task = self.settings, self.task
+        sizes = task.obs_size, task.action_size, len(task.streams)
+        spacing: dict[str, Any] = {
+            "steps": settings.n_step,
+            "envs": settings.num_envs,
+            "gamma": settings.gamma,
+        }
+        if settings.hindsight == 0.0:
+            return NStep(capacity, sizes, self.device, **spacing)
+        if task.goal is None:
+            raise SettingsError(
+                "hindsight is for tasks of goals, whose observations are a dictionary with "
+                "achieved_goal and desired_goal; set it to 0"
+            )
+        return Hindsight(task.goal, settings.hindsight, capacity, sizes, self.device, **spacing)
 
     def m_bounds(self) -> tuple[float, float] | None:
         """Between what the budget controller keeps m; None where it is not moved."""

@@ -70,6 +70,10 @@ class Settings:
     n_step: int = 1
     """Steps that targets look ahead before they trust the critics; what was done meanwhile counts
     as the policy's own, exploration included."""
+    hindsight: float = 0.0
+    """Share of what is drawn from the replay that is told as if a goal had been meant that its
+    episode reached later (HER, "future"), with the reward of that; only where observations name
+    goals. 0.8 is usual."""
     learning_rate: float = 1e-3
     """Adam's step, for critics, actors and temperature."""
     learning_rate_left: float = 0.1
@@ -128,6 +132,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "depth": (1, 7),
     "gamma": (0.0, 0.99999),
     "n_step": (1, 100),
+    "hindsight": (0.0, 1.0),
     "learning_rate": (1e-8, 1.0),
     "learning_rate_left": (0.0, 1.0),
     "target_rate": (1e-6, 1.0),

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from kcpr_safety.goals import Goal
+
 MOST_RATIO = 100.0
 """How many times as much as the total a stream may weigh at the same m."""
 
@@ -18,6 +20,9 @@ class Task(NamedTuple):
     """Steps per full episode."""
     streams: tuple[tuple[str, float], ...] = ()
     """Parts of the punishment with budgets of their own: name, allowed punishment per episode."""
+
+    goal: Goal | None = None
+    """What its episodes are after, where observations say so."""
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from kcpr_safety.cards import TaskCard, card_names, find_card
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs import naming, promises
+from kcpr_safety.envs.aims import goal_of
 from kcpr_safety.envs.compat import safety_gymnasium
 from kcpr_safety.envs.declared import DeclaredEnv
 from kcpr_safety.envs.plainly import plain, refuse, said_plainly
@@ -211,6 +212,7 @@ class OfficialWorld(World):
         for env in self._envs[1:]:
             self._check_spaces(card.task, env, "in a second environment")
         super().__init__(describe(card, first, limit), num_envs, episode_seeds)
+        self.goal = goal_of(card.task, first)
         self._flat_space = gymnasium.spaces.flatten_space(first.observation_space)
         self._warned = False
 

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from kcpr_safety.contract import Contract
 from kcpr_safety.envs import rewind
 from kcpr_safety.errors import EnvironmentFault, NonFiniteError, SettingsError
+from kcpr_safety.goals import Goal
 from kcpr_safety.seeds import EpisodeSeeds
 
 Rows = Float[np.ndarray, "envs obs"]
@@ -73,6 +74,8 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (gymnasium's own form)
     path: str = "official"
+    goal: Goal | None = None
+    """What its episodes are after, where observations say so."""
 
     def __init__(self, contract: Contract, num_envs: int, episode_seeds: EpisodeSeeds) -> None:
         if num_envs < 1:

@@ -66,6 +66,7 @@ class Training:
             config.budget,
             contract.time_limit,
             tuple((stream.name, stream.budget) for stream in contract.streams),
+            world.goal,
         )
         self.learner: AnyLearner = self.family.make(
             settings, task, settings.num_envs, config.seed, config.device
