@@ -114,7 +114,7 @@ def test_numbers_have_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "task", ["FetchPushDense-v4", "HandReachDense-v3", "AntMaze_UMazeDense-v5"]
+    "task", ["FetchPush-v4", "HandReachDense-v3", "AntMaze_UMazeDense-v5"]
 )
 def test_a_goal_is_paid_as_the_environment_pays_it(task: str) -> None:
     made = world(envs.resolve(task), 2)
@@ -199,7 +199,7 @@ def test_an_evaluation_adds_each_part_up() -> None:
 
 
 def test_an_evaluation_reports_each_part_beside_its_budget(tmp_path: Path) -> None:
-    made = world(envs.resolve("FetchPushDense-v4"), 1)
+    made = world(envs.resolve("FetchPush-v4"), 1)
     policy = replace(fake_policy(contract=made.contract), settings={"width": 32})
     write_policy(tmp_path / "policy.safetensors", policy)
     record = evaluate_policy(tmp_path / "policy.safetensors", 2, 10_000)
@@ -212,7 +212,7 @@ def test_an_evaluation_reports_each_part_beside_its_budget(tmp_path: Path) -> No
 
 
 def test_a_policy_is_judged_by_the_budgets_that_it_was_held_to(tmp_path: Path) -> None:
-    made = world(envs.resolve("FetchPushDense-v4"), 1)
+    made = world(envs.resolve("FetchPush-v4"), 1)
 
     def judged(*streams: Stream) -> dict[str, Any]:
         contract = replace(made.contract, streams=streams)
@@ -231,7 +231,7 @@ def test_a_policy_is_judged_by_the_budgets_that_it_was_held_to(tmp_path: Path) -
 def test_a_budget_for_the_total_alone_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "FetchPushDense-v4", "--out", str(tmp_path / "run"), "--budget", "10"]
+    words = ["train", "FetchPush-v4", "--out", str(tmp_path / "run"), "--budget", "10"]
     assert main(words) == EXIT_CODE
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1
@@ -243,7 +243,7 @@ def test_the_cards_own_budget_may_be_said(tmp_path: Path, monkeypatch: pytest.Mo
     """Rows of a benchmark name it in their commands."""
     monkeypatch.setattr(Training, "run", lambda self, _: self.config)
     monkeypatch.setattr(Training, "claim", lambda _: None)
-    told = TrainOptions(task="FetchPushDense-v4", out=tmp_path / "run", budget=3.0, threads=1)
+    told = TrainOptions(task="FetchPush-v4", out=tmp_path / "run", budget=3.0, threads=1)
     assert train_run(told).budget == 3.0  # type: ignore[attr-defined]
 
 
