@@ -113,9 +113,7 @@ def test_numbers_have_names() -> None:
     assert contract.period_s == pytest.approx(0.04)
 
 
-@pytest.mark.parametrize(
-    "task", ["FetchPush-v4", "HandReachDense-v3", "AntMaze_UMazeDense-v5"]
-)
+@pytest.mark.parametrize("task", ["FetchPush-v4", "HandReachDense-v3", "AntMaze_UMazeDense-v5"])
 def test_a_goal_is_paid_as_the_environment_pays_it(task: str) -> None:
     made = world(envs.resolve(task), 2)
     goal = made.goal
