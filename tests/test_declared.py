@@ -21,6 +21,7 @@ from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.cli import main
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import controller_from_tensors
+from kcpr_safety.envs.aims import goal_of
 from kcpr_safety.envs.declared_world import DeclaredWorld
 from kcpr_safety.envs.official import make_official, make_plain
 from kcpr_safety.envs.world import Outcome
@@ -133,6 +134,32 @@ def test_a_goal_is_paid_as_the_environment_pays_it(task: str) -> None:
 
 def test_bodies_without_goals_have_none() -> None:
     assert world(envs.resolve("Ant-v5"), 1).goal is None
+
+
+class OneByOne(gymnasium.Env[Any, Any]):
+    """Goals whose reward is made for one of them alone."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "achieved_goal": gymnasium.spaces.Box(-1.0, 1.0, (2,)),
+            "desired_goal": gymnasium.spaces.Box(-1.0, 1.0, (2,)),
+            "arm": gymnasium.spaces.Box(-1.0, 1.0, (3,)),
+        }
+    )
+
+    def compute_reward(self, achieved: Any, desired: Any, _: Any) -> float:
+        return -float(np.linalg.norm(achieved - desired))
+
+
+def test_goals_are_found_wherever_they_stand_and_rewards_must_take_batches() -> None:
+    goal = goal_of("Mine-v0", OneByOne())
+    assert goal is not None
+    # Dictionaries are flattened in the order of their keys: achieved_goal, arm, desired_goal.
+    assert goal.achieved == (0, 1) and goal.desired == (5, 6)
+    with pytest.raises(
+        EnvironmentFault, match=r"Mine-v0: compute_reward gives \(\) for goals \(4, 2\)"
+    ):
+        goal.reward(np.zeros((4, 2)), np.ones((4, 2)))
 
 
 def test_names_of_masses_hold_masses() -> None:
