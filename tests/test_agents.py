@@ -339,7 +339,7 @@ def test_the_integral_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
         weights.append(math.log(controller.m / settings.m_start))
     assert weights == pytest.approx([3.0, 3.0])  # 5 * 0.5 from the integral, 0.5 from the gain
     assert agent_settings("kcpr", {"m_rate": 1e-6}, 100_000).m_rate == 1e-6
-    assert agent_settings("kcpr", {}, 1).m_rate == 1.0
+    assert agent_settings("kcpr", {}, 1).m_rate == 1e-4
 
 
 def test_hindsight_without_goals_is_refused() -> None:

@@ -15,6 +15,8 @@ from kcpr_safety.errors import SettingsError, UnknownNameError
 INTEGRAL_REACH = 5.0
 """E-folds of m that the integral moves in a whole run, per e-fold of punishment over the aim. With
 one rate for all lengths, a run of 200,000 steps ended before its integral had arrived."""
+MOST_RATE = 1e-4
+"""However short the run: a policy needs thousands of steps to follow its multiplier."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Settings:
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
     m_rate: float = 5e-6
     """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim. A run
-    that is told none takes `INTEGRAL_REACH` / its steps: this, at 1,000,000."""
+    that is told none takes `INTEGRAL_REACH` / its steps (this, at 1,000,000), or `MOST_RATE`."""
     m_gain: float = 1.0
     """Proportional gain: e-folds of m per e-fold of punishment over the aim; at 1, as much weight
     as is suffered."""
@@ -165,7 +167,7 @@ def agent_settings(agent: str, overrides: Mapping[str, Any], steps: int = 1_000_
     """
     if agent not in AGENTS:
         raise UnknownNameError("agent", agent, AGENTS)
-    numbers = {"m_rate": min(INTEGRAL_REACH / steps, 1.0)} | dict(AGENTS[agent])
+    numbers = {"m_rate": min(INTEGRAL_REACH / steps, MOST_RATE)} | dict(AGENTS[agent])
     return replace(Settings(), **{**numbers, **typed(Settings, overrides)})
 
 
