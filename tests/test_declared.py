@@ -148,6 +148,8 @@ class OneByOne(gymnasium.Env[Any, Any]):
     )
 
     def compute_reward(self, achieved: Any, desired: Any, _: Any) -> float:
+        if achieved[0, 0] > 0.0:
+            raise IndexError("one at a time")
         return -float(np.linalg.norm(achieved - desired))
 
 
@@ -160,6 +162,8 @@ def test_goals_are_found_wherever_they_stand_and_rewards_must_take_batches() -> 
         EnvironmentFault, match=r"Mine-v0: compute_reward gives \(\) for goals \(4, 2\)"
     ):
         goal.reward(np.zeros((4, 2)), np.ones((4, 2)))
+    with pytest.raises(EnvironmentFault, match=r"Mine-v0: .*compute_reward.*one at a time"):
+        goal.reward(np.ones((4, 2)), np.ones((4, 2)))
 
 
 def test_names_of_masses_hold_masses() -> None:

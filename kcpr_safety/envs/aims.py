@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from kcpr_safety.envs.plainly import said_plainly
 from kcpr_safety.errors import EnvironmentFault
 from kcpr_safety.goals import Goal
 
@@ -29,7 +30,8 @@ def goal_of(task: str, env: Any) -> Goal | None:
         return None
 
     def reward(reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        paid = np.asarray(compute(reached, wanted, {}), dtype=np.float64)
+        with said_plainly(task, "compute_reward, for goals in hindsight"):
+            paid = np.asarray(compute(reached, wanted, {}), dtype=np.float64)
         if paid.shape != reached.shape[:1] or not np.isfinite(paid).all():
             raise EnvironmentFault(
                 f"{task}: compute_reward gives {paid.shape} for goals {reached.shape}; hindsight "
