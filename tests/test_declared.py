@@ -21,8 +21,8 @@ from kcpr_safety.cards import TaskCard, card_names, load_card
 from kcpr_safety.cli import main
 from kcpr_safety.contract import Contract
 from kcpr_safety.controller import controller_from_tensors
-from kcpr_safety.envs.aims import goal_of
 from kcpr_safety.envs.declared_world import DeclaredWorld
+from kcpr_safety.envs.goals import goal_of
 from kcpr_safety.envs.official import make_official, make_plain
 from kcpr_safety.envs.world import Outcome
 from kcpr_safety.errors import EXIT_CODE, CardError, EnvironmentFault, FileFault
@@ -130,6 +130,18 @@ def test_a_goal_is_paid_as_the_environment_pays_it(task: str) -> None:
     # Another goal is another reward: here, to have wanted what was achieved.
     there = obs[:, list(goal.achieved)]
     assert (goal.reward(there, there) > reward).all()
+
+
+def test_the_force_that_pushes_the_block_is_free() -> None:
+    """Sliding takes weight times friction; a card that punishes that forbids its task."""
+    card = envs.resolve("FetchPush-v4")
+    model = make_plain("FetchPush-v4")[0].model
+    block = model.body("object0")
+    friction = model.geom_friction[block.geomadr[0], 0]
+    slides = float(block.mass[0] * friction * -model.opt.gravity[2])
+    assert 15.0 < slides < 25.0
+    force = next(punish for punish in card.punish if punish.term == "contact_force")
+    assert 3 * slides < force.threshold
 
 
 def test_bodies_without_goals_have_none() -> None:

@@ -46,7 +46,7 @@ class Settings:
     """The controller's floor: low, for where nothing is suffered it alone holds the return down."""
     m_high: float = 3.0
     """The controller's cap: a weight that outgrows the reward's values forgets the task."""
-    m_rate: float = 5e-6
+    m_rate: float = INTEGRAL_REACH / 1_000_000
     """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim. A run
     that is told none takes `INTEGRAL_REACH` / its steps (this, at 1,000,000), or `MOST_RATE`."""
     m_gain: float = 1.0

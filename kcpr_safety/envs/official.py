@@ -23,9 +23,9 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from kcpr_safety.cards import TaskCard, card_names, find_card
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs import naming, promises
-from kcpr_safety.envs.aims import goal_of
 from kcpr_safety.envs.compat import safety_gymnasium
 from kcpr_safety.envs.declared import DeclaredEnv
+from kcpr_safety.envs.goals import goal_of
 from kcpr_safety.envs.plainly import plain, refuse, said_plainly
 from kcpr_safety.envs.world import Outcome, Simulations, World
 from kcpr_safety.errors import AbsentTaskError, CardError, EnvironmentFault, UnknownNameError
