@@ -401,3 +401,23 @@ def test_the_terms_are_listed() -> None:
         row for row in listed if row["term"] == "tilt"
     ).items()
     assert len(listed) == 12
+
+
+def test_the_ant_in_the_maze_is_called_as_the_ant_outside() -> None:
+    """So that a policy of one can begin in the other; and the names mean what they say."""
+    env = make_plain("AntMaze_UMazeDense-v5")[0]
+    maze = env.entries()[0]
+    outside = world(envs.resolve("SafetyAntVelocity-v1"), 1).contract.observation
+    shared = {(entry.name, entry.unit) for entry in maze} & {(e.name, e.unit) for e in outside}
+    assert len(shared) == len(outside) == 27
+    env.reset(seed=1)
+    obs = [env.step(command)[0] for command in np.sin(np.arange(160.0)).reshape(20, 8)][-1]
+    named = {entry.name: value for entry, value in zip(maze, obs, strict=True)}
+    data = env.data
+    assert named["achieved_goal_0"] == data.qpos[0]
+    assert named["root_position_z"] == data.qpos[2]
+    for joint in ("hip_1", "ankle_1", "hip_4", "ankle_4"):
+        assert named[f"{joint}_angle"] == data.joint(joint).qpos[0]
+        assert named[f"{joint}_rate"] == data.joint(joint).qvel[0]
+    force = data.body("back_leg").cfrc_ext[5]
+    assert named["back_leg_contact_force_z"] == np.clip(force, -1.0, 1.0)

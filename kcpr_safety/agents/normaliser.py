@@ -54,7 +54,8 @@ class Extremes:
 
     def merge(self, low: Float[Tensor, "size"], high: Float[Tensor, "size"]) -> None:
         """Take into account what another has seen."""
-        self.add(torch.stack([low, high]))
+        torch.minimum(self.low, low, out=self.low)
+        torch.maximum(self.high, high, out=self.high)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies by the names of a policy file; none before any data."""

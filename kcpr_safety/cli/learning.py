@@ -72,7 +72,7 @@ class Train(ShowsResult):
   kcpr-safety train GridCorridor-v0 --agent kldmp --steps 20_000
   kcpr-safety train my_module:MyRobot-v0
   kcpr-safety train ./my_robot.toml
-  kcpr-safety train SafetyCarGoal1-v0 --init runs/SafetyPointGoal1-v0-kcpr-seed0
+  kcpr-safety train SafetyPointPush1-v0 --init runs/SafetyPointGoal1-v0-kcpr-seed0
 """
     task: Annotated[Positional[str], arg(metavar="TASK")]
     """Name of a task card, any registered Safety-Gymnasium id (see: kcpr-safety tasks --all), your
@@ -92,7 +92,8 @@ class Train(ShowsResult):
     envs: Count = None
     """Environments side by side; not given: the default."""
     init: Place = None
-    """Start from the weights of this run or bundle."""
+    """Start from the weights of this run or bundle, of this task or another with the same actions:
+    observations of the same name and unit are matched, the others begin without influence."""
     trust: Trust = ()
     """Further public keys that a bundle to start from may be signed with."""
     device: str = "cpu"

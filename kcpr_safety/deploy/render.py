@@ -265,10 +265,13 @@ def _proof(card: Card, _: str) -> str:
 def _origin(card: Card, _: str) -> str:
     origin, signature = card["provenance"], card["signature"]
     begun = origin.get("begun_from")
+    shared = begun.get("observations_known") if begun else None
+    all_of = len(card["contract"]["observation"])
+    known = "" if shared is None else f"; it knew {shared} of the {all_of} observations"
     before = (
         f"Training began with the weights of {begun['task']} ({begun['agent']}, seed "
         f"{begun['seed']}, {begun['steps']:,} steps, policy file SHA-256 "
-        f"`{begun['policy_sha256'][:16]}...`). "
+        f"`{begun['policy_sha256'][:16]}...`{known}). "
         if begun
         else ""
     )

@@ -89,11 +89,13 @@ class DeclaredEnv(gymnasium.Env[np.ndarray, Any]):
     def entries(self) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
         """What the numbers of an observation, and those of an action, are called."""
         bare, space = self.inner.unwrapped, self.inner.observation_space
-        parts = getattr(bare, "observation_structure", None)
+        body = self._body_entries(bare)
         if isinstance(space, gymnasium.spaces.Dict):
-            named = naming.keyed_entries(space)
-        elif parts is not None and naming.is_structured(parts):
-            named = naming.structured_entries(self.model, parts)
+            robots = (part for part in vars(bare).values() if isinstance(part, gymnasium.Env))
+            carried = next(filter(None, map(self._body_entries, robots)), ())
+            named = naming.keyed_entries(space, carried)
+        elif body:
+            named = body
         else:
             named = naming.numbered_entries(self.observation_space, "obs")
         if isinstance(self.action_space, gymnasium.spaces.Discrete):
@@ -105,6 +107,13 @@ class DeclaredEnv(gymnasium.Env[np.ndarray, Any]):
             zip(low.tolist(), high.tolist(), strict=True)
         )
         return named, drives if own else naming.numbered_entries(self.action_space, "action")
+
+    def _body_entries(self, env: Any) -> tuple[Entry, ...]:
+        """Entries of an environment that says what its observation is made of; else none."""
+        parts = getattr(env, "observation_structure", None)
+        if parts is None or not naming.is_structured(parts):
+            return ()
+        return naming.structured_entries(self.model, parts)
 
     def render(self) -> Any:
         return self.inner.render()

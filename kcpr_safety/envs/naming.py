@@ -138,12 +138,22 @@ def _of_bodies(bodies: list[str], parts: tuple[tuple[str, str], ...]) -> list[En
     return [Entry(f"{body}_{part}", unit) for body in bodies for part, unit in parts]
 
 
-def keyed_entries(space: Any) -> tuple[Entry, ...]:
-    """Entries of a dictionary of spaces, as Gymnasium flattens it: `desired_goal_0`, ..."""
+def keyed_entries(space: Any, body: tuple[Entry, ...] = ()) -> tuple[Entry, ...]:
+    """Entries of a dictionary of spaces, as Gymnasium flattens it: `desired_goal_0`, ...
+
+    `body` is what the robot in it observes, if that is known: where `observation` is all of it but
+    the achieved goal, which it then begins with, the numbers are called as the robot's are.
+    """
     entries: list[Entry] = []
+    achieved = space.spaces.get("achieved_goal")
+    skipped = 0 if achieved is None else gymnasium.spaces.flatdim(achieved)
     for name, part in space.spaces.items():
         flat = gymnasium.spaces.flatten_space(part)
-        if isinstance(flat, gymnasium.spaces.Box):  # `promises.spaces` says so where it is none
+        if not isinstance(flat, gymnasium.spaces.Box):
+            continue  # `promises.spaces` says so
+        if name == "observation" and body and flat.shape == (len(body) - skipped,):
+            entries += body[skipped:]
+        else:
             entries += numbered_entries(flat, str(name))
     return tuple(entries)
 

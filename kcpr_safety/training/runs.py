@@ -13,12 +13,14 @@ import torch
 from kcpr_safety import envs
 from kcpr_safety.agents.families import FAMILIES, family_of
 from kcpr_safety.cards import TaskCard
+from kcpr_safety.contract import Contract
 from kcpr_safety.errors import SettingsError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import training_seeds
 from kcpr_safety.training import checkpoints, kept_task
 from kcpr_safety.training.checkpoints import Config
+from kcpr_safety.training.inheritance import inherited, shared_entries
 from kcpr_safety.training.lock import locked
 from kcpr_safety.training.loop import Training
 from kcpr_safety.training.options import RunSummary, TrainOptions
@@ -44,10 +46,6 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     settings = family.settings(options.agent, overrides, max(steps, 1))
     if steps < settings.num_envs:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
-    init = begun_from = None
-    if options.init is not None:
-        init = read_policy(options.init)
-        begun_from = _origin(options.init, init)
     world = training_world(card, settings.num_envs, options.seed)
     if bool(world.contract.commands) != family.chooses:
         others = [name for kind in FAMILIES if kind is not family for name in kind.agents]
@@ -58,6 +56,11 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
             f"choose an agent that does: {', '.join(others)}"
         )
     _check_streams(world.contract.streams, options, own, chooses=family.chooses)
+    tensors = begun_from = None
+    if options.init is not None:
+        policy = read_policy(options.init)
+        tensors = inherited(policy, world.contract)
+        begun_from = _origin(options.init, policy, world.contract)
     config = Config(
         task=card.task,
         agent=options.agent,
@@ -74,8 +77,8 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     with locked(options.out):
         checkpoints.refuse_existing(options.out)
         training = Training(options.out, config, world, card)
-        if init is not None:
-            family.warm_start(training.learner, init.tensors)
+        if tensors is not None:
+            family.warm_start(training.learner, tensors)
         if options.task.endswith(".toml"):
             kept_task.keep(options.out, card)
         training.claim()
@@ -118,7 +121,7 @@ def _card_sha256(card: TaskCard) -> str | None:
     return hashlib.sha256(files[0]).hexdigest() if files else None
 
 
-def _origin(place: Path, policy: PolicyFile) -> dict[str, Any]:
+def _origin(place: Path, policy: PolicyFile, contract: Contract) -> dict[str, Any]:
     """What a run's record says of the policy that it began with."""
     return {
         "task": policy.task,
@@ -126,6 +129,7 @@ def _origin(place: Path, policy: PolicyFile) -> dict[str, Any]:
         "seed": policy.seed,
         "steps": policy.steps,
         "policy_sha256": hashlib.sha256(locate_policy(place).read_bytes()).hexdigest(),
+        "observations_known": shared_entries(policy, contract),
     }
 
 
