@@ -463,3 +463,11 @@ def test_wrong_names_and_numbers_are_refused(
 ) -> None:
     with pytest.raises(error):
         agent_settings(agent, overrides)
+
+
+def test_the_temperature_begins_where_it_is_told_and_never_below_its_floor() -> None:
+    learner = make(replace(SMALL, entropy_start=0.02, entropy_floor=0.005))
+    assert math.isclose(learner.tau, 0.02)
+    learner = make(replace(SMALL, entropy_start=0.001, entropy_floor=0.005))
+    learner.update(draw_batch(0))
+    assert math.isclose(learner.tau, 0.005)

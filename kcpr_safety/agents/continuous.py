@@ -107,7 +107,7 @@ class Learner:
             :actors
         ]
         self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
-        self.log_tau = math.log(0.1)
+        self.log_tau = math.log(settings.entropy_start)
         self.controller, *self.stream_controllers = (
             BudgetController(settings, budget, task.time_limit, 1.0 / (1 + len(task.streams)))
             for budget in (task.budget, *(budget for _, budget in task.streams))

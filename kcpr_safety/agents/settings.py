@@ -57,6 +57,9 @@ class Settings:
     noiseless: float = 0.25
     """Share of environments that act without noise, as deployed; they alone move the controller."""
 
+    entropy_start: float = 0.1
+    """tau_R that learning starts with: in units of the reward's values, so a policy that a run began
+    with (`--init`) keeps more of what it knows with a lower one."""
     entropy_floor: float = 1e-3
     """Lowest tau_R; the KL regularises too, and tuning alone would let tau_R collapse."""
     entropy_target: float = -1.0
@@ -128,6 +131,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "m_gain": (0.0, 10.0),
     "aim": (0.0, 1.0),
     "noiseless": (0.0, 1.0),
+    "entropy_start": (1e-9, 10.0),
     "entropy_floor": (0.0, 10.0),
     "entropy_target": (-20.0, 1.0),
     "width": (1, 4096),
