@@ -58,8 +58,8 @@ class Settings:
     """Share of environments that act without noise, as deployed; they alone move the controller."""
 
     entropy_start: float = 0.1
-    """tau_R that learning starts with: in units of the reward's values, so a policy that a run began
-    with (`--init`) keeps more of what it knows with a lower one."""
+    """tau_R that learning starts with. A policy that a run began with (`--init`) keeps more of what
+    it knows with a lower one."""
     entropy_floor: float = 1e-3
     """Lowest tau_R; the KL regularises too, and tuning alone would let tau_R collapse."""
     entropy_target: float = -1.0
