@@ -471,3 +471,17 @@ def test_the_temperature_begins_where_it_is_told_and_never_below_its_floor() -> 
     learner = make(replace(SMALL, entropy_start=0.001, entropy_floor=0.005))
     learner.update(draw_batch(0))
     assert math.isclose(learner.tau, 0.005)
+
+
+def test_critics_may_learn_first_while_the_policy_stays() -> None:
+    learner = make(replace(SMALL, critics_first=3))
+    before, critics, tau = learner.actor.flat.clone(), learner.critic.flat.clone(), learner.tau
+    for seed in range(3):
+        learner.update(draw_batch(seed))
+        assert torch.equal(learner.actor.flat, before)
+        assert torch.equal(learner.deployed.flat, before)
+        assert not torch.equal(learner.critic.flat, critics)
+        assert learner.tau == tau
+    learner.update(draw_batch(3))
+    assert not torch.equal(learner.actor.flat, before)
+    assert learner.tau != tau

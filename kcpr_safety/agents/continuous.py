@@ -236,16 +236,19 @@ class Learner:
         self.critic.parameter_gradient(
             critic_trace, (error / count)[..., None], into=self.gradient[cut:]
         )
-        slopes = self._q_slopes(obs, action[:, :count])
-        out_gradient = self._actor_gradient(
-            slopes, action[:, :count], noise[:, :count], _rows(heads, 0, count)
-        )
-        self.actor.parameter_gradient(
-            trace.rows(count), out_gradient / count, into=self.gradient[:cut]
-        )
-        self._step()
         entropy = -log_prob[0, :count].mean()
-        self._tune_temperature(entropy)
+        if self.updates < self.settings.critics_first:
+            self.gradient[:cut].zero_()
+        else:
+            slopes = self._q_slopes(obs, action[:, :count])
+            out_gradient = self._actor_gradient(
+                slopes, action[:, :count], noise[:, :count], _rows(heads, 0, count)
+            )
+            self.actor.parameter_gradient(
+                trace.rows(count), out_gradient / count, into=self.gradient[:cut]
+            )
+            self._tune_temperature(entropy)
+        self._step()
         self.average.lerp_(self.parameters, self.settings.target_rate)
         if not measure:
             return {}

@@ -91,6 +91,9 @@ class Settings:
     """Learner updates per environment step."""
     num_envs: int = 16
     """Environments side by side."""
+    critics_first: int = 0
+    """Updates of the critics alone, before the actors follow them: so that a policy that a run
+    began with (`--init`) is not led astray by critics that know nothing of the new task yet."""
     random_steps: int = 5_000
     """Steps of uniformly random actions before learning starts; of the policy's own in a run that
     began with one (`--init`)."""
@@ -145,6 +148,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "batch": (1, 65_536),
     "updates_per_step": (0.0, 64.0),
     "num_envs": (1, 4096),
+    "critics_first": (0, 10**9),
     "random_steps": (1, 10**9),
     "capacity": (1, 10**9),
 }
