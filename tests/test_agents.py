@@ -476,12 +476,18 @@ def test_the_temperature_begins_where_it_is_told_and_never_below_its_floor() -> 
 def test_critics_may_learn_first_while_the_policy_stays() -> None:
     learner = make(replace(SMALL, critics_first=3))
     before, critics, tau = learner.actor.flat.clone(), learner.critic.flat.clone(), learner.tau
+    obs = draw_batch(9).obs
+    seen = learner.normaliser(obs)
     for seed in range(3):
+        learner.observe(draw_batch(seed, size=4), torch.zeros(4, dtype=torch.bool))
         learner.update(draw_batch(seed))
         assert torch.equal(learner.actor.flat, before)
+        assert torch.equal(learner.normaliser(obs), seen)
         assert torch.equal(learner.deployed.flat, before)
         assert not torch.equal(learner.critic.flat, critics)
         assert learner.tau == tau
+    learner.observe(draw_batch(3, size=4), torch.zeros(4, dtype=torch.bool))
     learner.update(draw_batch(3))
     assert not torch.equal(learner.actor.flat, before)
+    assert not torch.equal(learner.normaliser(obs), seen)
     assert learner.tau != tau

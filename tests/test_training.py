@@ -299,6 +299,12 @@ def test_a_run_can_start_from_another_ones_policy(tmp_path: Path) -> None:
     assert checkpoints.read_config(tmp_path / "fresh").begun_from is None
 
 
+def test_critics_learn_first_only_of_a_policy_that_there_is(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="without --init there is none"):
+        train_run(options(tmp_path / "run", overrides=FEW | {"critics_first": 10}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_warm_start_acts_with_its_policy_from_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

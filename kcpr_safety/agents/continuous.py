@@ -123,13 +123,18 @@ class Learner:
 
         The budget is the deployed policy's, so only what that suffered moves the controller.
         """
-        self.normaliser.add(batch.obs, batch.reward, ended)
+        self.normaliser.add(batch.obs, batch.reward, ended, holds=self.critics_alone)
         watched = self.noiseless_envs or self.settings.num_envs
         self.controller.suffered(float(batch.punishment[:watched].mean()))
         if batch.streams is not None:
             means = batch.streams[:watched].mean(0).tolist()
             for controller, suffered in zip(self.stream_controllers, means, strict=True):
                 controller.suffered(suffered)
+
+    @property
+    def critics_alone(self) -> bool:
+        """Whether the policy still stays as it is, normaliser included."""
+        return self.updates < self.settings.critics_first
 
     @property
     def noiseless_envs(self) -> int:
@@ -237,7 +242,7 @@ class Learner:
             critic_trace, (error / count)[..., None], into=self.gradient[cut:]
         )
         entropy = -log_prob[0, :count].mean()
-        if self.updates < self.settings.critics_first:
+        if self.critics_alone:
             self.gradient[:cut].zero_()
         else:
             slopes = self._q_slopes(obs, action[:, :count])

@@ -115,12 +115,15 @@ class Normaliser:
         obs: Float[Tensor, "envs obs"],
         reward: Float[Tensor, "envs"],
         ended: Bool[Tensor, "envs"],
+        *,
+        holds: bool = False,
     ) -> None:
-        """Merge in one step of all environments."""
+        """Merge in one step of all environments; what observations become `holds`, if told."""
         self.obs_range.add(obs)
         if not self.active:
             return
-        self.obs_moments.add(obs)
+        if not holds:
+            self.obs_moments.add(obs)
         self.return_scale.add(reward, ended)
         self.refresh()
 

@@ -93,7 +93,7 @@ class Settings:
     """Environments side by side."""
     critics_first: int = 0
     """Updates of the critics alone, before the actors follow them: so that a policy that a run
-    began with (`--init`) is not led astray by critics that know nothing of the new task yet."""
+    began with (`--init`, which this needs) is not led astray by critics that know nothing yet."""
     random_steps: int = 5_000
     """Steps of uniformly random actions before learning starts; of the policy's own in a run that
     began with one (`--init`)."""

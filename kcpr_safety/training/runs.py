@@ -46,6 +46,11 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     settings = family.settings(options.agent, overrides, max(steps, 1))
     if steps < settings.num_envs:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
+    if options.init is None and getattr(settings, "critics_first", 0):
+        raise SettingsError(
+            "critics_first lets a policy stay as it is while critics learn of it; without --init "
+            "there is none yet"
+        )
     world = training_world(card, settings.num_envs, options.seed)
     if bool(world.contract.commands) != family.chooses:
         others = [name for kind in FAMILIES if kind is not family for name in kind.agents]
