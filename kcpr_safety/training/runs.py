@@ -46,7 +46,7 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     settings = family.settings(options.agent, overrides, max(steps, 1))
     if steps < settings.num_envs:
         raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
-    if options.init is None and getattr(settings, "critics_first", 0):
+    if options.init is None and overrides.get("critics_first"):
         raise SettingsError(
             "critics_first lets a policy stay as it is while critics learn of it; without --init "
             "there is none yet"
