@@ -1,9 +1,10 @@
-"""An open field in which an ant learns to turn: it is paid for its speed towards a goal.
+"""An open field in which an ant learns to walk to goals, to stay there, and not to fall.
 
-AntMaze pays exp(-distance), which says next to nothing from two cells away. Here the same ant, with
-the same observation, is paid 0.2 for being upright and its speed towards the goal [m/s]; the goal
-moves on once it is reached, and lying on its back ends the episode. AntMaze then begins with what
-was learned here (`README.md`).
+AntMaze pays exp(-distance), which says next to nothing from two cells away, and its episodes go on
+with an ant on its back. Here the same ant, with the same observation, is paid that, its speed
+towards the goal [m/s] and 0.2 for being upright; lying on its back ends the episode. In half of the
+episodes the goal moves on when it is reached. AntMaze then begins with what was learned here
+(`README.md`).
 """
 
 from typing import Any
@@ -18,17 +19,22 @@ class AntToGoals(AntMazeEnv):
     """AntMaze's own ant, field and goals; only what is paid differs, and when it ends."""
 
     def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(render_mode=render_mode, maze_map=OPEN, reset_target=True)
+        super().__init__(render_mode=render_mode, maze_map=OPEN)
+
+    def reset(self, *, seed: int | None = None, **options: Any) -> Any:
+        obs_and_info = super().reset(seed=seed, **options)
+        self.reset_target = bool(self.np_random.uniform() < 0.5)  # whether this goal moves on
+        return obs_and_info
 
     def step(self, action: np.ndarray) -> Any:
         goal = self.goal.copy()
         before = float(np.linalg.norm(self.data.qpos[:2] - goal))
         obs, _, _, truncated, info = super().step(action)
         after = float(np.linalg.norm(self.data.qpos[:2] - goal))
-        reward = 0.2 + (before - after) / self.ant_env.dt
+        reward = 0.2 + np.exp(-after) + (before - after) / self.ant_env.dt
         _, x, y, _ = self.data.qpos[3:7]
         on_its_back = bool(1.0 - 2.0 * (x * x + y * y) < 0.0)
-        return obs, reward, on_its_back, truncated, info
+        return obs, float(reward), on_its_back, truncated, info
 
 
 gymnasium.register("AntToGoals-v0", AntToGoals, max_episode_steps=400)
