@@ -22,13 +22,13 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_policy_of_the_field_knows_all_that_the_maze_observes() -> None:
     contracts = [
         envs.make_world(envs.resolve(task), 1, episode_seeds=training_seeds(0)).contract
-        for task in ("./AntToGoals-v0.toml", "AntMaze_UMazeDense-v5")
+        for task in ("./AntToGoals-v0.toml", "AntMaze_OpenDense-v5")
     ]
     field, maze = contracts
     assert field.observation == maze.observation
     assert field.action == maze.action
     assert field.punishment == maze.punishment
-    assert envs.resolve("./AntToGoals-v0.toml").punish == load_card("AntMaze_UMazeDense-v5").punish
+    assert envs.resolve("./AntToGoals-v0.toml").punish == load_card("AntMaze_OpenDense-v5").punish
 
 
 def test_it_pays_for_speed_towards_the_goal_and_ends_on_the_back() -> None:

@@ -114,7 +114,7 @@ def test_numbers_have_names() -> None:
     assert contract.period_s == pytest.approx(0.04)
 
 
-@pytest.mark.parametrize("task", ["FetchPush-v4", "HandReachDense-v3", "AntMaze_UMazeDense-v5"])
+@pytest.mark.parametrize("task", ["FetchPush-v4", "HandReachDense-v3", "AntMaze_OpenDense-v5"])
 def test_a_goal_is_paid_as_the_environment_pays_it(task: str) -> None:
     made = world(envs.resolve(task), 2)
     goal = made.goal
@@ -405,7 +405,7 @@ def test_the_terms_are_listed() -> None:
 
 def test_the_ant_in_the_maze_is_called_as_the_ant_outside() -> None:
     """So that a policy of one can begin in the other; and the names mean what they say."""
-    env = make_plain("AntMaze_UMazeDense-v5")[0]
+    env = make_plain("AntMaze_OpenDense-v5")[0]
     maze = env.entries()[0]
     outside = world(envs.resolve("SafetyAntVelocity-v1"), 1).contract.observation
     shared = {(entry.name, entry.unit) for entry in maze} & {(e.name, e.unit) for e in outside}
