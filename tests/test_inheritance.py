@@ -7,7 +7,10 @@ import torch
 from fakes import COMMANDS, fake_contract, fake_policy
 from torch import Tensor
 
+from kcpr_safety.agents import discrete_snapshots
 from kcpr_safety.agents.continuous import Learner
+from kcpr_safety.agents.discrete import DiscreteLearner
+from kcpr_safety.agents.discrete_settings import discrete_settings
 from kcpr_safety.agents.settings import Settings
 from kcpr_safety.agents.snapshots import policy_tensors, warm_start
 from kcpr_safety.agents.task import Task
@@ -77,14 +80,10 @@ def test_on_its_own_robot_nothing_changes() -> None:
 
 
 def test_a_discrete_policy_too() -> None:
-    from kcpr_safety.agents.discrete import DiscreteLearner
-    from kcpr_safety.agents.discrete_settings import discrete_settings
-    from kcpr_safety.agents.discrete_snapshots import policy_tensors as tensors_of
-
     known = replace(fake_contract(), commands=COMMANDS)
     task = Task(5, len(COMMANDS), 25.0, 1000)
     learner = DiscreteLearner(discrete_settings("kldmp", {"width": 8}), task, 1, 0)
-    policy = PolicyFile(tensors_of(learner), known, "kldmp", 0, 100)
+    policy = PolicyFile(discrete_snapshots.policy_tensors(learner), known, "kldmp", 0, 100)
     there = replace(known, observation=tuple(reversed(known.observation)))
     obs = torch.randn(32, 5)
     before = controller_from_tensors(policy.tensors, known)(obs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kcpr_safety.contract import Contract, Entry
+from kcpr_safety.controller import layers_of
 from kcpr_safety.errors import TrainingFault
 from kcpr_safety.policy_file import PolicyFile
 
@@ -56,7 +57,7 @@ def inherited(policy: PolicyFile, contract: Contract) -> dict[str, Tensor]:
         acted = both[:, known.obs_size :]
         tensors["critic.0.weight"] = torch.cat([observed, acted[:, actions]], 1)
     if not known.commands:
-        last = max(int(name.split(".")[1]) for name in tensors if name.startswith("actor."))
+        last = len(layers_of(tensors, "actor")) - 1
         columns = torch.cat([actions, actions + known.action_size])  # means, then deviations
         for kind in ("weight", "bias"):
             name = f"actor.{last}.{kind}"

@@ -19,7 +19,7 @@ class AntToGoals(AntMazeEnv):
     """AntMaze's own ant, field and goals; only what is paid differs, and when it ends."""
 
     def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(render_mode=render_mode, maze_map=OPEN)
+        super().__init__(render_mode=render_mode, maze_map=OPEN, reward_type="dense")
 
     def reset(self, *, seed: int | None = None, **options: Any) -> Any:
         obs_and_info = super().reset(seed=seed, **options)
@@ -29,12 +29,12 @@ class AntToGoals(AntMazeEnv):
     def step(self, action: np.ndarray) -> Any:
         goal = self.goal.copy()
         before = float(np.linalg.norm(self.data.qpos[:2] - goal))
-        obs, _, _, truncated, info = super().step(action)
+        obs, paid, _, truncated, info = super().step(action)
         after = float(np.linalg.norm(self.data.qpos[:2] - goal))
-        reward = 0.2 + np.exp(-after) + (before - after) / self.ant_env.dt
+        reward = float(paid) + 0.2 + (before - after) / self.ant_env.dt
         _, x, y, _ = self.data.qpos[3:7]
         on_its_back = bool(1.0 - 2.0 * (x * x + y * y) < 0.0)
-        return obs, float(reward), on_its_back, truncated, info
+        return obs, reward, on_its_back, truncated, info
 
 
 gymnasium.register("AntToGoals-v0", AntToGoals, max_episode_steps=400)
