@@ -105,8 +105,11 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         y_reward = bellman.reward_target(
             reward, discount, twins(target, 0, next_obs, action), charge
         )
+        per_step = learner.controller.pace / task.time_limit * learner.punishment_scale
+        ever_after = per_step / (1.0 - settings.gamma)
+        ended = torch.where(batch.continues == 0.0, settings.gamma * ever_after, 0.0)
         y_punishment = bellman.punishment_target(
-            weighed * learner.punishment_scale,
+            weighed * learner.punishment_scale + ended,
             discount,
             twins(target, 2, next_obs, companion_action),
             companion_charge,

@@ -147,6 +147,19 @@ def test_a_terminated_step_has_no_future_and_a_truncated_one_has() -> None:
     assert (targets(learner, batch)[REWARD] - ended[REWARD]).abs().min() > 0
 
 
+def test_a_fall_saves_the_punishment_module_nothing() -> None:
+    """It is worth what the deployed policy suffers: at the budget's pace 1, at twice that 2."""
+    learner = make()
+    batch = draw_batch(1, continues=0.0)
+    own = batch.punishment * learner.punishment_scale
+    for budgets in (0.0, 1.0, 2.0):
+        learner.controller.pace = budgets * TASK.budget
+        expected = own + learner.settings.gamma * budgets
+        torch.testing.assert_close(
+            targets(learner, batch)[PUNISHMENT], expected.expand(2, -1), atol=1e-6, rtol=1e-6
+        )
+
+
 def test_punishment_is_worse_when_larger() -> None:
     """One punished action: the coupled policy must learn to leave it, with reward flat."""
     learner = make(replace(SMALL, m_start=3.0, learning_rate=3e-3, width=32))
@@ -200,7 +213,7 @@ def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
     learner = make(agent_settings(agent, {"width": 16, "layer_norm": layer_norm}))
     for step in range(20):  # away from the initial agreement of the two policies
         learner.update(draw_batch(step))
-    batch = draw_batch(100)
+    batch = draw_batch(100)._replace(continues=(torch.arange(32) % 4 > 0).float())
     expected = plain_gradient(learner, batch)
     learner.update(batch)
     torch.testing.assert_close(learner.gradient.double(), expected, atol=2e-6, rtol=2e-4)
@@ -257,7 +270,7 @@ def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
     first = make()
     for step in range(3):
         first.update(draw_batch(step))
-        first.controller.suffered(0.04)
+        first.controller.suffered(0.04, 0.002)
         first.controller.advance(100)
     second = make(seed=7)
     restore(second, {name: value.clone() for name, value in snapshot(first).items()})
@@ -304,10 +317,10 @@ def test_a_warm_start_acts_like_the_policy_that_it_starts_from() -> None:
         warm_start(make(replace(SMALL, width=8)), policy_tensors(first))
 
 
-def settled(controller: BudgetController, punishment: float) -> None:
+def settled(controller: BudgetController, punishment: float, terminated: float = 0.0) -> None:
     """Suffer this per step for ten episodes: far beyond the controller's memory."""
     for _ in range(10 * controller.time_limit):
-        controller.suffered(punishment)
+        controller.suffered(punishment, terminated)
 
 
 def test_the_controller_raises_m_over_budget_and_stops_at_its_bounds() -> None:
@@ -354,22 +367,42 @@ def test_at_gain_one_the_weight_is_proportional_to_what_is_suffered() -> None:
         controller = BudgetController(settings, budget=25.0, time_limit=1000)
         settled(controller, punishment)
         assert controller.pace == pytest.approx(1000 * punishment, rel=1e-6)
+        assert controller.survival == 1.0
         weights.append(controller.m)
     assert weights[1] / weights[0] == pytest.approx(2.0, rel=1e-6)
+
+
+def test_a_robot_that_falls_has_first_to_learn_to_stay_up() -> None:
+    """Nine falls in the time of an episode: a tenth of the weight, and of the integral's haste."""
+    moved = []
+    for terminated in (0.0, 0.009):
+        controller = BudgetController(
+            Settings(m_low=1e-4, m_rate=1e-5), budget=25.0, time_limit=1000
+        )
+        # What each of its episodes suffers is the same: one e-fold over the aim.
+        survival = 1.0 / (1.0 + 1000 * terminated)
+        settled(controller, 0.02 * math.e / survival, terminated)
+        assert controller.survival == pytest.approx(survival, rel=1e-3)
+        assert controller.error == pytest.approx(1.0, abs=1e-3)
+        assert controller.m == pytest.approx(0.05 * math.e * survival, rel=1e-2)
+        before = controller.integral
+        controller.advance(1000)
+        moved.append(controller.integral - before)
+    assert moved == pytest.approx([1e-2, 1e-3], rel=1e-2)
 
 
 def test_the_pace_follows_within_half_an_episode() -> None:
     controller = BudgetController(Settings(), budget=25.0, time_limit=1000)
     for _ in range(500):
-        controller.suffered(0.0)
+        controller.suffered(0.0, 0.0)
     assert controller.pace == pytest.approx(20.0 / math.e, rel=1e-2)
 
 
 def test_any_punishment_breaks_a_budget_of_zero() -> None:
     controller = BudgetController(Settings(), budget=0.0, time_limit=10)
-    controller.suffered(0.0)
+    controller.suffered(0.0, 0.0)
     assert controller.error == -1.0
-    controller.suffered(1.0)
+    controller.suffered(1.0, 0.0)
     assert controller.error == 2.0
 
 

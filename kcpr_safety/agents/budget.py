@@ -3,19 +3,24 @@
 One number m multiplies the punishment module: tau_P = tau_P0 / m, k_P = k_P0 / m, hence
 lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's values moves. With
 
-    pace  = running mean of punishment per step * time limit
-    error = clip( log( pace / (aim * budget) ), -1, 2 )
-    m     = exp( integral + gain * error )
+    pace     = running mean of punishment per step * time limit
+    survival = 1 / (1 + running mean of terminations per step * time limit)
+    error    = clip( log( pace * survival / (aim * budget) ), -1, 2 )
+    m        = survival * exp( integral + gain * error )
 
-the integral moves by rate * error per environment step, and both stay within [m_low, m_high], where
-the integral stops (anti-windup). At gain 1 the weight is proportional to what is suffered: it
-answers within half an episode, before a policy has settled beyond its budget, and lets go as soon
-as less is suffered, so that a policy that has been driven away from everything finds back. The
-integral is slow on purpose: a policy needs tens of thousands of steps to follow its multiplier, and
-an integral that outruns it oscillates, or ends the task before it was learned.
+the integral moves by rate * survival * error per environment step, and both m and exp(integral)
+stay within [m_low, m_high], where the integral stops (anti-windup). At gain 1 the weight is
+proportional to what is suffered: it answers within half an episode, before a policy has settled
+beyond its budget, and lets go as soon as less is suffered, so that a policy that has been driven
+away from everything finds back. The integral is slow on purpose: a policy needs tens of thousands
+of steps to follow its multiplier, and an integral that outruns it oscillates, or ends the task
+before it was learned.
 
-The pace is what a whole episode would suffer: where episodes end early (a fall), that is more than
-was suffered, so that falling is no way to save.
+Survival is 1 where no episode ends early. A robot that falls ten times in the time of an episode
+has first to learn to stay up: while punishment outweighs what a step of life earns, standing still,
+or falling at once, is all that there is to learn, and a hopper never hops (docs/experiments.md).
+pace * survival is what its short episodes suffer each, as evaluation counts it. Nobody saves by
+falling all the same: what a fall is worth to the punishment module is the pace (`ops.bellman`).
 """
 
 import math
@@ -43,7 +48,14 @@ class BudgetController:
         self.start = settings.m_start * share
         self.integral = math.log(self.start)
         self.pace = settings.aim * budget
-        """Punishment that an episode would add up to at the present pace; begins at the aim."""
+        """Punishment that a full episode would add up to at the present pace; begins at the aim."""
+        self.terminations = 0.0
+        """Episodes that would end early in the time of one, at the present rate."""
+
+    @property
+    def survival(self) -> float:
+        """About the share of its time limit that an episode lasts."""
+        return 1.0 / (1.0 + self.terminations)
 
     @property
     def error(self) -> float:
@@ -51,23 +63,26 @@ class BudgetController:
         low, high = ERROR_RANGE
         # A budget of zero is legal: any punishment is then the largest error.
         aim = max(self.settings.aim * self.budget, 1e-6)
-        return min(math.log(max(self.pace / aim, math.exp(low))), high)
+        return min(math.log(max(self.pace * self.survival / aim, math.exp(low))), high)
 
     @property
     def m(self) -> float:
         """The weight in force."""
         if not self.settings.controlled:
             return self.start
-        return math.exp(self._bounded(self.integral + self.settings.m_gain * self.error))
+        log_m = self.integral + self.settings.m_gain * self.error + math.log(self.survival)
+        return math.exp(self._bounded(log_m))
 
-    def suffered(self, punishment: float) -> None:
-        """Take note of one step's punishment, a mean over environments."""
+    def suffered(self, punishment: float, terminated: float) -> None:
+        """Take note of one step: means over environments, `terminated` of flags 0 and 1."""
         share = min(1.0, 1.0 / (MEMORY * self.time_limit))
         self.pace += share * (punishment * self.time_limit - self.pace)
+        self.terminations += share * (terminated * self.time_limit - self.terminations)
 
     def advance(self, steps: int) -> None:
         """Let the integral follow the error for `steps` environment steps."""
-        self.integral = self._bounded(self.integral + self.settings.m_rate * steps * self.error)
+        moved = self.settings.m_rate * steps * self.survival * self.error
+        self.integral = self._bounded(self.integral + moved)
 
     def _bounded(self, log_m: float) -> float:
         return min(max(log_m, math.log(self.settings.m_low)), math.log(self.settings.m_high))

@@ -125,11 +125,12 @@ class Learner:
         """
         self.normaliser.add(batch.obs, batch.reward, ended, holds=self.critics_alone)
         watched = self.noiseless_envs or self.settings.num_envs
-        self.controller.suffered(float(batch.punishment[:watched].mean()))
+        terminated = 1.0 - float(batch.continues[:watched].mean())
+        self.controller.suffered(float(batch.punishment[:watched].mean()), terminated)
         if batch.streams is not None:
             means = batch.streams[:watched].mean(0).tolist()
             for controller, suffered in zip(self.stream_controllers, means, strict=True):
-                controller.suffered(suffered)
+                controller.suffered(suffered, terminated)
 
     @property
     def critics_alone(self) -> bool:
@@ -177,6 +178,7 @@ class Learner:
             streams[f"coupling_m_{name}"] = controller.m
         return streams | {
             "deployed_punishment": self.controller.pace,
+            "deployed_terminations": self.controller.terminations,
             "coupling_m": self.controller.m,
             "lambda": self.weight,
             "entropy_temperature": self.tau,
@@ -295,6 +297,7 @@ class Learner:
         target = torch.empty_like(next_q)
         target[REWARD] = bellman.reward_target(reward, discount, next_q[REWARD], charge)
         weighed = self.weighed(batch) * self.punishment_scale
+        weighed += settings.gamma * self.pace_value * (batch.continues == 0.0)
         target[PUNISHMENT] = bellman.punishment_target(
             weighed, discount, next_q[PUNISHMENT], companion_charge
         )
@@ -448,6 +451,12 @@ class Learner:
     def punishment_scale(self) -> float:
         """Makes the value of spending the budget evenly over an episode equal to 1."""
         return self.task.time_limit * (1.0 - self.settings.gamma) / max(self.task.budget, 1.0)
+
+    @property
+    def pace_value(self) -> float:
+        """Value of suffering for ever as the deployed policy does: what a termination is worth to
+        the punishment module, so that it does not avoid by falling."""
+        return self.controller.pace / max(self.task.budget, 1.0)
 
 
 def _rows(heads: Heads, start: int, stop: int | None = None) -> Heads:

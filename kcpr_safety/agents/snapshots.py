@@ -71,7 +71,9 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
 def snapshot(learner: Learner) -> dict[str, Tensor]:
     """Everything that a resumed run needs; by reference, so copy it before changing it."""
     streams = {
-        f"stream.{name}": torch.tensor([controller.integral, controller.pace], dtype=torch.float64)
+        f"stream.{name}": torch.tensor(
+            [controller.integral, controller.pace, controller.terminations], dtype=torch.float64
+        )
         for (name, _), controller in zip(
             learner.task.streams, learner.stream_controllers, strict=True
         )
@@ -89,6 +91,7 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
                 learner.log_tau,
                 learner.controller.integral,
                 learner.controller.pace,
+                learner.controller.terminations,
                 float(learner.updates),
             ],
             dtype=torch.float64,
@@ -108,7 +111,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     learner.normaliser.restore(tensors)
     learner.generator.set_state(tensors["generator"])
     controller = learner.controller
-    learner.log_tau, controller.integral, controller.pace, updates = tensors["scalars"].tolist()
-    learner.updates = int(updates)
+    scalars = tensors["scalars"].tolist()
+    learner.log_tau, controller.integral, controller.pace, controller.terminations = scalars[:4]
+    learner.updates = int(scalars[4])
     for (name, _), each in zip(learner.task.streams, learner.stream_controllers, strict=True):
-        each.integral, each.pace = tensors[f"stream.{name}"].tolist()
+        each.integral, each.pace, each.terminations = tensors[f"stream.{name}"].tolist()

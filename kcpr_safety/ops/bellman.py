@@ -10,6 +10,10 @@ pessimism, but it is taken again at every step: where the twins differ by a litt
 several times what is ever suffered, and what it then says about *actions* is mostly that noise
 (docs/experiments.md). The mean has no such bias, and the coupling keeps pi_P too close to pi_R to
 exploit it.
+
+To the punishment module the c of a terminated step also holds gamma times what would have been
+suffered ever after, at the deployed policy's pace: else whoever runs too fast learns from it to
+fall, which is the quickest way to suffer no more. Q_C counts what is truly suffered.
 """
 
 from jaxtyping import Float
