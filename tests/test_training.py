@@ -31,6 +31,7 @@ from kcpr_safety.training.options import TrainOptions
 from kcpr_safety.training.runs import resume_run, train_run
 from kcpr_safety.training.sinks import read_rows
 from kcpr_safety.training.stopping import Interrupted
+from kcpr_safety.training.validation import CONFIRMING
 
 CARD = TaskCard("SafetySprint-v0", "sprint", "", "one fast step", budget=5.0)
 FEW = {"width": 8, "batch": 16, "random_steps": 200, "num_envs": 20, "updates_per_step": 0.02}
@@ -164,7 +165,8 @@ def test_the_kept_policy_is_the_best_feasible_one(tmp_path: Path) -> None:
     train_run(options(tmp_path / "run", steps=24_000))
     rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "validation"]
     feasible = [row for row in rows if row["feasible"]]
-    best = max(feasible or rows, key=lambda row: row["pooled_return"])
+    best = max(feasible, key=lambda row: row["judged_return"])
+    assert best["judged_episodes"] == CONFIRMING
     assert read_policy(tmp_path / "run").steps == best["steps"]
     assert rows[0]["kept"]
 

@@ -105,8 +105,8 @@ class Counters:
     """Return and punishment of the last training episodes."""
     sums: list[list[float]]
     """Return and punishment so far of every open episode."""
-    validated: list[list[float]]
-    """What every validation so far saw (`Validation.seen`)."""
+    validation_rounds: int
+    """`Validation.rounds`."""
     metrics: dict[str, float]
     """Of the last update."""
     guard: dict[str, int]
@@ -312,8 +312,7 @@ def _counters(record: Any) -> Counters:
     if best is not None:
         # What later validations are compared with.
         best = dict(best) | {"feasible": bool(best["feasible"])}
-        numbers = {"pooled_return", "pooled_punishment"} | ({"overspent"} & set(best))
-        best |= {key: _number_in(best[key]) for key in numbers}
+        best |= {key: _number_in(best[key]) for key in ("judged_return", "overspent")}
     if not isinstance(record["finished"], bool):
         raise ValueError("'finished' is neither true nor false")
     return Counters(
@@ -327,7 +326,7 @@ def _counters(record: Any) -> Counters:
         marks={str(key): _count(value) for key, value in dict(record["marks"]).items()},
         recent=[_row_of(pair, 2) for pair in record["recent"]],
         sums=[_row_of(row, None) for row in record["sums"]],
-        validated=[_validated(row) for row in record["validated"]],
+        validation_rounds=_count(record["validation_rounds"]),
         metrics={str(key): _number_in(value) for key, value in dict(record["metrics"]).items()},
         guard={str(key): _count(value) for key, value in dict(record["guard"]).items()},
         finished=record["finished"],
@@ -344,14 +343,6 @@ def _number_in(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r:.40} is no number")
     return float(value)
-
-
-def _validated(values: Any) -> list[float]:
-    """Three numbers, and two for each stream."""
-    row = _row_of(values, None)
-    if len(row) < 3 or len(row) % 2 == 0:
-        raise ValueError(f"a validation of {len(row)} numbers")
-    return row
 
 
 def _row_of(values: Any, length: int | None) -> list[float]:

@@ -260,7 +260,7 @@ class Training:
     def _validate(self) -> dict[str, Any]:
         """Judge the present policy on validation seeds, and keep it if it is the best yet."""
         policy = self._policy()
-        row = self.validation.judge(policy, self.steps) | {"wall_s": self.wall_s}
+        row = self.validation.judge(policy, self.steps, self.best) | {"wall_s": self.wall_s}
         row["kept"] = better(row, self.best)
         if row["kept"]:
             self.best = row
@@ -311,7 +311,7 @@ class Training:
             marks=self.marks,
             recent=[list(pair) for pair in self.recent],
             sums=self._sums.tolist(),
-            validated=[list(row) for row in self.validation.seen],
+            validation_rounds=self.validation.rounds,
             metrics={name: float(value) for name, value in self._metrics.items()},
             guard=self.guard.counts(),
             finished=finished,
@@ -325,9 +325,6 @@ class Training:
         counters, misfit = state.counters, f"the checkpoint in {self.folder} does not fit its run"
         if np.shape(counters.sums) != self._sums.shape or set(counters.marks) != set(self.marks):
             raise FileFault(misfit)
-        streams = len(self.config.contract.streams)
-        if not {len(row) for row in counters.validated} <= {3, 3 + 2 * streams}:
-            raise FileFault(misfit)
         try:
             self.family.restore(self.learner, state.learner)
             self.generator.set_state(state.generator)
@@ -340,7 +337,7 @@ class Training:
         self.recent.clear()
         self.recent.extend((reward, punishment) for reward, punishment in counters.recent)
         self._sums = np.array(counters.sums)
-        self.validation.take(counters.validated)
+        self.validation.rounds = counters.validation_rounds
         self._metrics, self._held = counters.metrics, state
         self._wall_before, self._started = counters.wall_s, time.perf_counter()
         if state.policy:

@@ -1,12 +1,13 @@
 """Which policy of a run is kept?
 
 Every few thousand steps the deployed policy runs ten full episodes on validation seeds, other ones
-each time. Ten episodes are few, and the best of forty such means is as much luck as merit. So a
-policy is ranked by the mean over the last five validations: deployed is a slow average of what is
-learned, hence nearly the same policy as a little earlier. Feasible comes first, which is a pooled
-punishment within the budget with a standard error to spare (rare, long punishments make the mean of
-fifty episodes uncertain by several units), and so each stream within its own; among those counts
-the pooled return, and while there is none, the least pooled punishment: with streams, that over its
+each time. The best of forty such means is as much luck as merit, and what a policy did ten thousand
+steps ago says little: a hopper that hops is between two that fall. So ten episodes only make a
+contender: one within its budgets, whose return is above that of the policy that is kept. It runs
+forty episodes more, which have not chosen it, and is judged by those alone. Feasible comes first,
+which is a punishment within the budget with a standard error to spare (rare, long punishments make
+the mean of forty episodes uncertain by several units), and so each stream within its own; among
+those counts the return, and while there is none, the least punishment: with streams, that over its
 budget where it is most.
 """
 
@@ -25,8 +26,9 @@ from kcpr_safety.stats import over_budget
 from kcpr_safety.training.evaluation import Episodes, act_together, critic_of, rollout
 
 EPISODES = 10
-POOLED = 5
-"""Validations that a policy is ranked by."""
+"""Of each validation."""
+CONFIRMING = 40
+"""Further episodes of a contender."""
 _NO_BUDGET = 1e-6
 """What a budget of nothing counts as, where punishment is divided by it."""
 
@@ -37,30 +39,14 @@ class Validation:
     def __init__(self, card: TaskCard, budget: float) -> None:
         self._card, self._budget = card, budget
         self._world: envs.World | None = None
-        self.seen: list[tuple[float, ...]] = []
-        """(mean return, mean punishment, mean squared punishment) of each, in order; then the mean
-        and the mean square of each stream."""
+        self.rounds = 0
+        """Episodes that each of the world's environments has been through."""
 
-    def judge(self, policy: PolicyFile, steps: int) -> dict[str, Any]:
-        """The row of the log about the present policy."""
-        if self._world is None:
-            seeds = consecutive_seeds(FIRST_VALIDATION_SEED, EPISODES)
-            self._world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
-        # Many rows at once: nothing is claimed from these episodes, and it saves a third.
-        done = rollout(
-            controller_from_tensors(policy.tensors, policy.contract),
-            self._world,
-            EPISODES,
-            critic_of(policy),
-            act=act_together,
-            first=len(self.seen) % (VALIDATION_SEEDS // EPISODES),
-        )
-        squared = float(np.square(done.punishments).mean())
-        parts = _moments(done) if self._world.contract.streams else ()
-        self.seen.append((done.return_mean, done.punishment_mean, squared, *parts))
-        pooled = [row[:3] for row in self.seen[-POOLED:]]
-        pooled_return, pooled_punishment, squared = np.mean(pooled, axis=0).tolist()
-        error = _error(pooled_punishment, squared, len(pooled))
+    def judge(
+        self, policy: PolicyFile, steps: int, best: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """The row of the log about the present policy; `best` is that of the one that is kept."""
+        done = self._run(policy, EPISODES)
         row = {
             "kind": "validation",
             "steps": steps,
@@ -68,72 +54,75 @@ class Validation:
             "punishment_mean": done.punishment_mean,
             "episodes": EPISODES,
             "over_budget_share": over_budget(done.punishments, self._budget) / EPISODES,
-            "pooled_return": pooled_return,
-            "pooled_punishment": pooled_punishment,
             "predicted_punishment": done.predicted,
             "measured_discounted_punishment": done.realised,
-            "pooled_punishment_error": error,
-            "feasible": pooled_punishment + error <= self._budget,
         }
-        return row | self._by_stream(row, done) if parts else row
+        judged = self._judged(done)
+        if judged["overspent"] <= 1.0 and _rank({**judged, "feasible": True}) > _rank(best):
+            judged = self._judged(self._run(policy, CONFIRMING))
+        return row | judged
 
-    def _by_stream(self, row: Mapping[str, Any], done: Episodes) -> dict[str, Any]:
-        """What each stream adds to the row: a policy must be feasible in all."""
+    def _run(self, policy: PolicyFile, episodes: int) -> Episodes:
+        if self._world is None:
+            seeds = consecutive_seeds(FIRST_VALIDATION_SEED, EPISODES)
+            self._world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
+        first = self.rounds % (VALIDATION_SEEDS // EPISODES)
+        self.rounds += episodes // EPISODES
+        # Many rows at once: nothing is claimed from these episodes, and it saves a third.
+        return rollout(
+            controller_from_tensors(policy.tensors, policy.contract),
+            self._world,
+            episodes,
+            critic_of(policy),
+            act=act_together,
+            first=first,
+        )
+
+    def _judged(self, done: Episodes) -> dict[str, Any]:
+        """What these episodes say about the policy."""
         assert self._world is not None
-        # Of a run that an earlier version began, only what this one saw tells of streams.
-        pooled = [seen[3:] for seen in self.seen[-POOLED:] if len(seen) > 3]
-        moments = np.mean(pooled, axis=0).reshape(-1, 2).tolist()
-        streams, sums = self._world.contract.streams, zip(*done.streams, strict=True)
-        told = [
-            {
-                "name": stream.name,
-                "budget": stream.budget,
-                "punishment_mean": float(np.mean(each)),
-                "over_budget_share": over_budget(each, stream.budget) / EPISODES,
-                "pooled_punishment": mean,
-                "pooled_punishment_error": _error(mean, squared, len(pooled)),
-            }
-            for stream, each, (mean, squared) in zip(streams, sums, moments, strict=True)
-        ]
-        spent = [(row["pooled_punishment"], self._budget)]
-        spent += [(part["pooled_punishment"], part["budget"]) for part in told]
-        return {
-            "streams": told,
-            "overspent": max(mean / max(budget, _NO_BUDGET) for mean, budget in spent),
-            "feasible": row["feasible"]
-            and all(
-                part["pooled_punishment"] + part["pooled_punishment_error"] <= part["budget"]
-                for part in told
-            ),
+        mean, error = _mean(done.punishments)
+        row: dict[str, Any] = {
+            "judged_episodes": len(done.punishments),
+            "judged_return": done.return_mean,
+            "judged_punishment": mean,
+            "judged_punishment_error": error,
+            "judged_over_budget_share": over_budget(done.punishments, self._budget)
+            / len(done.punishments),
         }
-
-    def take(self, seen: Sequence[Sequence[float]]) -> None:
-        """Continue after these."""
-        self.seen = [tuple(row) for row in seen]
+        bounds = [(mean, error, self._budget)]
+        if self._world.contract.streams:
+            row["streams"] = []
+            sums = zip(*done.streams, strict=True)
+            for stream, each in zip(self._world.contract.streams, sums, strict=True):
+                mean, error = _mean(each)
+                bounds.append((mean, error, stream.budget))
+                row["streams"].append(
+                    {
+                        "name": stream.name,
+                        "budget": stream.budget,
+                        "punishment_mean": mean,
+                        "punishment_error": error,
+                        "over_budget_share": over_budget(each, stream.budget) / len(each),
+                    }
+                )
+        return row | {
+            "overspent": max(mean / max(budget, _NO_BUDGET) for mean, _, budget in bounds),
+            "feasible": all(mean + error <= budget for mean, error, budget in bounds),
+        }
 
 
 def better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
-    """Whether a validated policy should take the place of the one that is kept.
-
-    One that was kept before streams were looked at gives way: nobody knows whether it holds them.
-    """
-    if best is None or ("overspent" in row and "overspent" not in best):
-        return True
+    """Whether a validated policy should take the place of the one that is kept."""
     return _rank(row) > _rank(best)
 
 
-def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
-    if row["feasible"]:
-        return True, row["pooled_return"]
-    return False, -row.get("overspent", row["pooled_punishment"])
+def _rank(row: Mapping[str, Any] | None) -> tuple[bool, float]:
+    if row is None:
+        return False, -math.inf
+    return (True, row["judged_return"]) if row["feasible"] else (False, -row["overspent"])
 
 
-def _moments(done: Episodes) -> list[float]:
-    """Mean and mean square of each stream over the episodes."""
-    sums = np.array(done.streams)
-    return [float(x) for x in np.stack([sums.mean(0), np.square(sums).mean(0)], 1).flat]
-
-
-def _error(mean: float, squared: float, validations: int) -> float:
-    """Standard error of a mean over their episodes."""
-    return math.sqrt(max(squared - mean**2, 0.0) / (EPISODES * validations))
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the episodes and its standard error."""
+    return float(np.mean(values)), float(np.std(values)) / math.sqrt(len(values))
