@@ -455,7 +455,8 @@ class Learner:
     @property
     def pace_value(self) -> float:
         """Value of suffering for ever as the deployed policy does: what a termination is worth to
-        the punishment module, so that it does not avoid by falling."""
+        the punishment module, so that it does not avoid by falling. Discounted by one step wherever
+        in a target of several steps the termination lies."""
         return self.controller.pace / max(self.task.budget, 1.0)
 
 

@@ -23,7 +23,7 @@ from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.policy_file import PolicyFile
 from kcpr_safety.seeds import FIRST_VALIDATION_SEED, VALIDATION_SEEDS, consecutive_seeds
 from kcpr_safety.stats import over_budget
-from kcpr_safety.training.evaluation import Episodes, act_together, critic_of, rollout
+from kcpr_safety.training.evaluation import Critic, Episodes, act_together, critic_of, rollout
 
 EPISODES = 10
 """Of each validation."""
@@ -46,7 +46,7 @@ class Validation:
         self, policy: PolicyFile, steps: int, best: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         """The row of the log about the present policy; `best` is that of the one that is kept."""
-        done = self._run(policy, EPISODES)
+        done = self._run(policy, EPISODES, critic_of(policy))
         row = {
             "kind": "validation",
             "steps": steps,
@@ -62,7 +62,7 @@ class Validation:
             judged = self._judged(self._run(policy, CONFIRMING))
         return row | judged
 
-    def _run(self, policy: PolicyFile, episodes: int) -> Episodes:
+    def _run(self, policy: PolicyFile, episodes: int, critic: Critic | None = None) -> Episodes:
         if self._world is None:
             seeds = consecutive_seeds(FIRST_VALIDATION_SEED, EPISODES)
             self._world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
@@ -73,7 +73,7 @@ class Validation:
             controller_from_tensors(policy.tensors, policy.contract),
             self._world,
             episodes,
-            critic_of(policy),
+            critic,
             act=act_together,
             first=first,
         )
