@@ -68,7 +68,7 @@ class Settings:
     """Units in each hidden layer."""
     depth: int = 2
     """Hidden layers."""
-    layer_norm: bool = False
+    layer_norm: bool = True
     """Normalise the critics' hidden layers."""
     gamma: float = 0.99
     """Discount per step."""
