@@ -1,10 +1,11 @@
 """Which seed does an episode start from, and what may be learned or tuned on it?
 
-Every episode of every world is reset with an explicit seed from one of three ranges that never
+Every episode of every world is reset with an explicit seed from one of four ranges that never
 meet, so that no policy is trained or selected on an episode that it is later judged by:
 
     training    0 ..  7,999     drawn by (run seed, environment, episode)
-    validation  8,000 .. 9,999  chooses the checkpoint that is kept
+    validation  8,000 .. 9,499  chooses the policy that is kept
+    calibration 9,500 .. 9,999  sets ranges and thresholds of the policy that was kept
     evaluation  10,000 ..       judges; nothing is ever tuned on it
 
 A schedule is a pure function `(environment index, episode index) -> seed`: a world only has to
@@ -21,8 +22,10 @@ EpisodeSeeds = Callable[[int, int], int]
 
 TRAINING_SEEDS = 8_000
 FIRST_VALIDATION_SEED = 8_000
+FIRST_CALIBRATION_SEED = 9_500
 FIRST_EVALUATION_SEED = 10_000
-VALIDATION_SEEDS = FIRST_EVALUATION_SEED - FIRST_VALIDATION_SEED
+VALIDATION_SEEDS = FIRST_CALIBRATION_SEED - FIRST_VALIDATION_SEED
+CALIBRATION_SEEDS = FIRST_EVALUATION_SEED - FIRST_CALIBRATION_SEED
 
 
 def training_seeds(run_seed: int) -> EpisodeSeeds:

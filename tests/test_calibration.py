@@ -15,11 +15,17 @@ from kcpr_safety.assured import assured, unassured
 from kcpr_safety.envs.world import Outcome
 from kcpr_safety.errors import SettingsError
 from kcpr_safety.policy_file import PolicyFile
-from kcpr_safety.seeds import FIRST_EVALUATION_SEED, EpisodeSeeds, consecutive_seeds
+from kcpr_safety.seeds import (
+    FIRST_CALIBRATION_SEED,
+    FIRST_EVALUATION_SEED,
+    FIRST_VALIDATION_SEED,
+    VALIDATION_SEEDS,
+    EpisodeSeeds,
+    consecutive_seeds,
+)
 from kcpr_safety.training import calibration
 from kcpr_safety.training.calibration import (
     EPISODES,
-    FIRST_SEED,
     alarms,
     assured_act,
     calibrate,
@@ -43,9 +49,9 @@ def trace(punishments: list[float], *, terminated: bool = True) -> Trace:
 
 
 def test_calibration_seeds_judge_nothing_and_choose_no_checkpoint() -> None:
-    """Forty validations of ten episodes from 8,000 on end below them; evaluation begins above."""
-    assert FIRST_SEED >= 8_000 + 40 * 10
-    assert FIRST_SEED + EPISODES <= FIRST_EVALUATION_SEED
+    """Validation ends below them; evaluation begins above."""
+    assert FIRST_VALIDATION_SEED + VALIDATION_SEEDS <= FIRST_CALIBRATION_SEED
+    assert FIRST_CALIBRATION_SEED + EPISODES <= FIRST_EVALUATION_SEED
 
 
 def test_discounted_by_hand() -> None:

@@ -10,7 +10,7 @@ from toys import Sprint
 from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.punishments import Stream
-from kcpr_safety.seeds import FIRST_EVALUATION_SEED, FIRST_VALIDATION_SEED
+from kcpr_safety.seeds import FIRST_CALIBRATION_SEED, FIRST_VALIDATION_SEED
 from kcpr_safety.training import validation
 from kcpr_safety.training.validation import CONFIRMING, EPISODES, Validation, better
 
@@ -123,13 +123,15 @@ def test_every_validation_meets_other_episodes_and_none_that_judge(
         return Done((float(len(met)), 0.0), episodes)
 
     monkeypatch.setattr(validation, "rollout", rollout)
-    for _ in range(40):  # contenders all
+    for _ in range(30):  # contenders all
         run.sees()
-    assert len(met) == len(set(met)) == 2000
-    for _ in range(10):
+    assert len(met) == len(set(met)) == 1500
+    rounds = run.judge.rounds
+    for late in range(5):  # the first seeds again, wherever the last ones ended
+        run.judge.rounds = rounds - late
         run.sees()
     assert min(met) == FIRST_VALIDATION_SEED
-    assert max(met) < FIRST_EVALUATION_SEED
+    assert max(met) < FIRST_CALIBRATION_SEED
 
 
 @pytest.mark.parametrize(

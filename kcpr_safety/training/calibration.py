@@ -40,7 +40,7 @@ from kcpr_safety.errors import SettingsError
 from kcpr_safety.evidence import CALIBRATION_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.policy_file import RANGE, PolicyFile, locate_policy, read_policy
-from kcpr_safety.seeds import FIRST_EVALUATION_SEED, consecutive_seeds
+from kcpr_safety.seeds import CALIBRATION_SEEDS, FIRST_CALIBRATION_SEED, consecutive_seeds
 from kcpr_safety.training.evaluation import (
     Act,
     OnStep,
@@ -52,9 +52,6 @@ from kcpr_safety.training.evaluation import (
     world_of,
 )
 from kcpr_safety.training.kept_task import task_of
-
-FIRST_SEED = 9_500
-"""Training validates forty times on ten seeds each from 8,000: these it never meets."""
 
 EPISODES = 20
 ALPHA = 0.1
@@ -95,13 +92,13 @@ class _Runner:
     """Runs the same episodes again and again, each way of acting beside the others."""
 
     def __init__(self, policy: PolicyFile, episodes: int, on_step: OnStep | None) -> None:
-        if not 1 <= episodes <= FIRST_EVALUATION_SEED - FIRST_SEED:
+        if not 1 <= episodes <= CALIBRATION_SEEDS:
             raise SettingsError(f"{episodes} episodes; ask for 1 to 500")
         self.policy, self.episodes, self._on_step = policy, episodes, on_step
         self._rounds = 0
 
     def run(self, controller: AssuredController, act: Act | None = None) -> _Run:
-        seeds = consecutive_seeds(FIRST_SEED, self.episodes)
+        seeds = consecutive_seeds(FIRST_CALIBRATION_SEED, self.episodes)
         world = world_of(self.policy, self.episodes, seeds)
         before, rounds = self._rounds, 3 + len(CANDIDATES)
         # A soft start that is halved takes more rounds than are announced.
@@ -157,7 +154,7 @@ def calibrate(
     contract = policy.contract
     pace = contract.budget / contract.time_limit / (1.0 - plain.gamma)
     report = {
-        "seeds": [FIRST_SEED, FIRST_SEED + episodes - 1],
+        "seeds": [FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + episodes - 1],
         "episodes": episodes,
         "steps": len(risks),
         "unit": f"punishment, discounted by {plain.gamma:g} per step",

@@ -47,6 +47,10 @@ from kcpr_safety.training.validation import Validation, better
 from kcpr_safety.transition import Batch
 
 CHECKPOINT_PERIOD_S = 60.0
+_VALIDATIONS = 40
+"""In a run whose length puts them between these two apart [environment steps]. A policy that falls
+in between is good for some ten thousand steps at a time: further apart, the best are missed."""
+_LEAST_APART, _MOST_APART = 5_000, 10_000
 _LOG_EVERY = 2_000
 _OTHER_NUMBERS = 2**40
 """Added to the seed where a run was taken back."""
@@ -152,7 +156,7 @@ class Training:
         stop: threading.Event,
     ) -> None:
         settings, total, marks = self.config.settings, self.config.steps, self.marks
-        validate_every = max(5_000, total // 40)
+        validate_every = min(max(total // _VALIDATIONS, _LEAST_APART), _MOST_APART)
         obs = _tensor(self._begin())
         for note in self._notes:
             for sink in sinks:

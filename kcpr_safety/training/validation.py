@@ -1,14 +1,14 @@
 """Which policy of a run is kept?
 
 Every few thousand steps the deployed policy runs ten full episodes on validation seeds, other ones
-each time. The best of forty such means is as much luck as merit, and what a policy did ten thousand
-steps ago says little: a hopper that hops is between two that fall. So ten episodes only make a
-contender: one within its budgets, whose return is above that of the policy that is kept. It runs
-forty episodes more, which have not chosen it, and is judged by those alone. Feasible comes first,
-which is a punishment within the budget with a standard error to spare (rare, long punishments make
-the mean of forty episodes uncertain by several units), and so each stream within its own; among
-those counts the return, and while there is none, the least punishment: with streams, that over its
-budget where it is most.
+each time (after 1,500 the same again). The best of forty such means is as much luck as merit, and
+what a policy did ten thousand steps ago says little: a hopper that hops is between two that fall.
+So ten episodes only make a contender: one within its budgets, whose return is above that of the
+policy that is kept. It runs forty episodes more, which have not chosen it, and is judged by those
+alone. Feasible comes first, which is a punishment within the budget with a standard error to spare
+(rare, long punishments make the mean of forty episodes uncertain by several units), and so each
+stream within its own; among those counts the return, and while there is none, the least punishment:
+with streams, that over its budget where it is most.
 """
 
 import math
@@ -66,8 +66,10 @@ class Validation:
         if self._world is None:
             seeds = consecutive_seeds(FIRST_VALIDATION_SEED, EPISODES)
             self._world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
-        first = self.rounds % (VALIDATION_SEEDS // EPISODES)
-        self.rounds += episodes // EPISODES
+        first, rounds, in_all = self.rounds, episodes // EPISODES, VALIDATION_SEEDS // EPISODES
+        if first % in_all + rounds > in_all:
+            first += -first % in_all  # the seeds that come next are not for validation
+        self.rounds = first + rounds
         # Many rows at once: nothing is claimed from these episodes, and it saves a third.
         return rollout(
             controller_from_tensors(policy.tensors, policy.contract),
@@ -75,7 +77,7 @@ class Validation:
             episodes,
             critic,
             act=act_together,
-            first=first,
+            first=first % in_all,
         )
 
     def _judged(self, done: Episodes) -> dict[str, Any]:
