@@ -197,11 +197,11 @@ def test_any_observation_and_state_give_a_finite_action_within_bounds(
     assert (mode.item() == INVALID) == (moved.item() == INVALID) == invalid
 
 
-def test_the_risk_is_the_larger_twin_in_units_of_punishment() -> None:
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_the_risk_is_the_larger_twin_in_units_of_punishment(layer_norm: bool) -> None:
     """Against the training's own critic, whose mean of the twins `evaluate` reports."""
-    policy = dataclasses.replace(
-        POLICY, settings={"width": 32, "gamma": 0.99, "num_envs": 1, "random_steps": 1000}
-    )
+    numbers = {"width": 32, "gamma": 0.99, "num_envs": 1, "random_steps": 1000}
+    policy = dataclasses.replace(POLICY, settings={**numbers, "layer_norm": layer_norm})
     controller = assured(policy, unassured(policy))
     obs = observations()
     actions = controller(obs)
