@@ -93,7 +93,7 @@ class _Runner:
 
     def __init__(self, policy: PolicyFile, episodes: int, on_step: OnStep | None) -> None:
         if not 1 <= episodes <= CALIBRATION_SEEDS:
-            raise SettingsError(f"{episodes} episodes; ask for 1 to 500")
+            raise SettingsError(f"{episodes} episodes; ask for 1 to {CALIBRATION_SEEDS}")
         self.policy, self.episodes, self._on_step = policy, episodes, on_step
         self._rounds = 0
 
