@@ -318,8 +318,9 @@ def test_a_warm_start_acts_like_the_policy_that_it_starts_from() -> None:
 
 
 def settled(controller: BudgetController, punishment: float, terminated: float = 0.0) -> None:
-    """Suffer this per step for ten episodes: far beyond the controller's memory."""
+    """Suffer this per step for ten episodes of a young run: far beyond the controller's memory."""
     for _ in range(10 * controller.time_limit):
+        controller.seen = 0
         controller.suffered(punishment, terminated)
 
 
@@ -391,11 +392,16 @@ def test_a_robot_that_falls_has_first_to_learn_to_stay_up() -> None:
     assert moved == pytest.approx([1e-2, 1e-3], rel=1e-2)
 
 
-def test_the_pace_follows_within_half_an_episode() -> None:
+def test_the_pace_follows_within_half_an_episode_and_later_within_a_fifth_of_the_run() -> None:
     controller = BudgetController(Settings(), budget=25.0, time_limit=1000)
     for _ in range(500):
         controller.suffered(0.0, 0.0)
     assert controller.pace == pytest.approx(20.0 / math.e, rel=1e-2)
+    controller.take([controller.integral, 20.0, 0.0, 20_000.0])
+    for _ in range(20_000):
+        controller.suffered(0.0, 0.0)
+    # d pace / d t = -pace / (t / 5): the fifth power of how much longer the run has become.
+    assert controller.pace == pytest.approx(20.0 / 2**5, rel=1e-2)
 
 
 def test_any_punishment_breaks_a_budget_of_zero() -> None:

@@ -10,11 +10,13 @@ lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's valu
 
 the integral moves by rate * survival * error per environment step, and both m and exp(integral)
 stay within [m_low, m_high], where the integral stops (anti-windup). At gain 1 the weight is
-proportional to what is suffered: it answers within half an episode, before a policy has settled
-beyond its budget, and lets go as soon as less is suffered, so that a policy that has been driven
-away from everything finds back. The integral is slow on purpose: a policy needs tens of thousands
-of steps to follow its multiplier, and an integral that outruns it oscillates, or ends the task
-before it was learned.
+proportional to what is suffered: at first it answers within half an episode, before a policy has
+settled beyond its budget, and lets go as soon as less is suffered, so that a policy that has been
+driven away from everything finds back. Later it answers more slowly, for the pace of four robots in
+half an episode is mostly chance, and a weight that leaps with it is a task that changes faster than
+it can be learned: the running means remember a fifth of the run. The integral is slow on purpose:
+a policy needs tens of thousands of steps to follow its multiplier, and an integral that outruns it
+oscillates, or ends the task before it was learned.
 
 Survival is 1 where no episode ends early. A robot that falls ten times in the time of an episode
 has first to learn to stay up: while punishment outweighs what a step of life earns, standing still,
@@ -24,6 +26,7 @@ falling all the same: what a fall is worth to the punishment module is the pace 
 """
 
 import math
+from collections.abc import Sequence
 
 from kcpr_safety.agents.settings import Settings
 
@@ -31,7 +34,9 @@ ERROR_RANGE = (-1.0, 2.0)
 """In e-folds of punishment: a third of the aim, and seven times it."""
 
 MEMORY = 0.5
-"""Time constant of the pace, in episodes."""
+"""Shortest time constant of the pace, in episodes."""
+MEMORY_SHARE = 0.2
+"""Of the run so far, where that is longer: the older a policy is, the slower it changes."""
 
 
 class BudgetController:
@@ -51,6 +56,8 @@ class BudgetController:
         """Punishment that a full episode would add up to at the present pace; begins at the aim."""
         self.terminations = 0.0
         """Episodes that would end early in the time of one, at the present rate."""
+        self.seen = 0
+        """Steps taken note of, of each environment."""
 
     @property
     def survival(self) -> float:
@@ -75,9 +82,20 @@ class BudgetController:
 
     def suffered(self, punishment: float, terminated: float) -> None:
         """Take note of one step: means over environments, `terminated` of flags 0 and 1."""
-        share = min(1.0, 1.0 / (MEMORY * self.time_limit))
+        self.seen += 1
+        memory = max(MEMORY * self.time_limit, MEMORY_SHARE * self.seen)
+        share = min(1.0, 1.0 / memory)
         self.pace += share * (punishment * self.time_limit - self.pace)
         self.terminations += share * (terminated * self.time_limit - self.terminations)
+
+    def state(self) -> list[float]:
+        """What has accumulated; `take` is its inverse."""
+        return [self.integral, self.pace, self.terminations, float(self.seen)]
+
+    def take(self, state: Sequence[float]) -> None:
+        """Continue from a `state`."""
+        self.integral, self.pace, self.terminations, seen = state
+        self.seen = int(seen)
 
     def advance(self, steps: int) -> None:
         """Let the integral follow the error for `steps` environment steps."""

@@ -71,9 +71,7 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
 def snapshot(learner: Learner) -> dict[str, Tensor]:
     """Everything that a resumed run needs; by reference, so copy it before changing it."""
     streams = {
-        f"stream.{name}": torch.tensor(
-            [controller.integral, controller.pace, controller.terminations], dtype=torch.float64
-        )
+        f"stream.{name}": torch.tensor(controller.state(), dtype=torch.float64)
         for (name, _), controller in zip(
             learner.task.streams, learner.stream_controllers, strict=True
         )
@@ -87,13 +85,7 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
         "generator": learner.generator.get_state(),
         **learner.normaliser.snapshot(),
         "scalars": torch.tensor(
-            [
-                learner.log_tau,
-                learner.controller.integral,
-                learner.controller.pace,
-                learner.controller.terminations,
-                float(learner.updates),
-            ],
+            [learner.log_tau, float(learner.updates), *learner.controller.state()],
             dtype=torch.float64,
         ),
     }
@@ -110,9 +102,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
         own[key].copy_(tensors[key])
     learner.normaliser.restore(tensors)
     learner.generator.set_state(tensors["generator"])
-    controller = learner.controller
-    scalars = tensors["scalars"].tolist()
-    learner.log_tau, controller.integral, controller.pace, controller.terminations = scalars[:4]
-    learner.updates = int(scalars[4])
-    for (name, _), each in zip(learner.task.streams, learner.stream_controllers, strict=True):
-        each.integral, each.pace, each.terminations = tensors[f"stream.{name}"].tolist()
+    learner.log_tau, updates, *state = tensors["scalars"].tolist()
+    learner.updates = int(updates)
+    learner.controller.take(state)
+    for (name, _), controller in zip(learner.task.streams, learner.stream_controllers, strict=True):
+        controller.take(tensors[f"stream.{name}"].tolist())
