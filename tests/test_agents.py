@@ -193,7 +193,7 @@ def test_the_baselines_have_no_companion_and_weigh_punishment_as_their_names_say
     assert make(replace(sac, width=16)).weight == 0.0
     weighing = make(replace(lag, width=16))
     assert weighing.weight == pytest.approx(weighing.controller.m)
-    assert weighing.weight == pytest.approx(lag.m_start, rel=0.1)
+    assert Learner(replace(lag, width=16), TASK, 4, seed=0).weight == pytest.approx(lag.m_start)
     assert make(replace(sac, width=16)).actor.members == 1
 
 
@@ -271,7 +271,8 @@ def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
     for step in range(3):
         first.update(draw_batch(step))
         first.controller.suffered(0.04, 0.002)
-        first.controller.advance(100)
+        first.controller.tried(0.05, 0.001)
+        first.controller.advance(100, 0.1)
     second = make(seed=7)
     restore(second, {name: value.clone() for name, value in snapshot(first).items()})
     for step in range(3, 6):
@@ -331,13 +332,13 @@ def test_the_controller_raises_m_over_budget_and_stops_at_its_bounds() -> None:
     settled(controller, 0.2 * math.e)  # one e-fold over the aim, 0.8 * 25 in 100 steps
     assert controller.error == pytest.approx(1.0)
     assert controller.m == pytest.approx(0.1 * math.exp(0.3))
-    controller.advance(1000)
+    controller.advance(1000, 1.0)
     assert controller.m == pytest.approx(0.1 * math.exp(1.3))
-    controller.advance(10**6)
+    controller.advance(10**6, 1.0)
     assert controller.m == pytest.approx(0.8)
     settled(controller, 0.0)
     assert controller.error == pytest.approx(-1.0)
-    controller.advance(1000)  # no wind-up: it leaves the bound at once
+    controller.advance(1000, 1.0)  # no wind-up: it leaves the bound at once
     assert controller.m == pytest.approx(0.8 * math.exp(-1.3))
     settled(controller, 1e6)
     assert controller.error == pytest.approx(2.0)
@@ -349,7 +350,7 @@ def test_the_integral_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
         settings = agent_settings("kcpr", {"m_high": 100.0}, steps)
         controller = BudgetController(settings, budget=25.0, time_limit=1000)
         settled(controller, 0.02 * math.sqrt(math.e))  # half an e-fold over the aim
-        controller.advance(steps)
+        controller.advance(steps, 1.0)
         weights.append(math.log(controller.m / settings.m_start))
     assert weights == pytest.approx([3.0, 3.0])  # 5 * 0.5 from the integral, 0.5 from the gain
     assert agent_settings("kcpr", {"m_rate": 1e-6}, 100_000).m_rate == 1e-6
@@ -387,7 +388,7 @@ def test_a_robot_that_falls_has_first_to_learn_to_stay_up() -> None:
         assert controller.error == pytest.approx(1.0, abs=1e-3)
         assert controller.m == pytest.approx(0.05 * math.e * survival, rel=1e-2)
         before = controller.integral
-        controller.advance(1000)
+        controller.advance(1000, 1.0)
         moved.append(controller.integral - before)
     assert moved == pytest.approx([1e-2, 1e-3], rel=1e-2)
 
@@ -397,11 +398,36 @@ def test_the_pace_follows_within_half_an_episode_and_later_within_a_fifth_of_the
     for _ in range(500):
         controller.suffered(0.0, 0.0)
     assert controller.pace == pytest.approx(20.0 / math.e, rel=1e-2)
-    controller.take([controller.integral, 20.0, 0.0, 20_000.0])
+    controller.take([controller.integral, 20.0, 0.0, 20_000.0, 1.0, 0.0, 0.0])
     for _ in range(20_000):
         controller.suffered(0.0, 0.0)
     # d pace / d t = -pace / (t / 5): the fifth power of how much longer the run has become.
     assert controller.pace == pytest.approx(20.0 / 2**5, rel=1e-2)
+
+
+def test_the_aim_comes_down_from_what_is_suffered_untaught() -> None:
+    """80 in a full episode; where one step in 250 falls, a fifth of 100 in what it lasts."""
+    for punishment, terminated, first in ((0.08, 0.0, 80.0), (0.1, 0.004, 20.0), (0.01, 0.0, 20.0)):
+        controller = BudgetController(Settings(), budget=25.0, time_limit=1000)
+        for factor in (0.5, 1.5):
+            controller.tried(factor * punishment, factor * terminated)
+            controller.suffered(0.0, 0.0)
+        assert controller.aim == pytest.approx(first)
+        aims = []
+        for progress in (0.2, 0.4, 1.0):
+            controller.advance(1, progress)
+            aims.append(controller.aim)
+        assert aims == pytest.approx([math.sqrt(20.0 * first), 20.0, 20.0])
+
+
+def test_only_what_no_update_has_changed_yet_is_untaught() -> None:
+    learner = Learner(replace(SMALL, num_envs=4, noiseless=0.5), TASK, num_envs=4, seed=0)
+    batch = draw_batch(1, size=4)._replace(punishment=torch.tensor([7.0, 9.0, 90.0, 94.0]))
+    learner.observe(batch, torch.zeros(4, dtype=torch.bool))
+    assert learner.controller.untaught[0] == pytest.approx(50.0 * TASK.time_limit)
+    learner.update(draw_batch(0))
+    learner.observe(batch._replace(punishment=torch.zeros(4)), torch.zeros(4, dtype=torch.bool))
+    assert learner.controller.untaught[0] == pytest.approx(50.0 * TASK.time_limit)
 
 
 def test_any_punishment_breaks_a_budget_of_zero() -> None:

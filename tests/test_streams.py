@@ -42,6 +42,7 @@ def batch_of(torque: float, contact: float, total: float) -> Batch:
 
 def suffer(learner: Learner, torque: float, contact: float, steps: int = 2_000) -> None:
     batch = batch_of(torque, contact, torque + contact)
+    learner.updates = 1  # what is suffered from now on is not what an untaught robot suffers
     for _ in range(steps):
         learner.observe(
             batch._replace(**{k: v[:4] for k, v in batch._asdict().items()}), torch.zeros(4) > 0

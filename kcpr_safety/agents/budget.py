@@ -5,7 +5,7 @@ lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's valu
 
     pace     = running mean of punishment per step * time limit
     survival = 1 / (1 + running mean of terminations per step * time limit)
-    error    = clip( log( pace * survival / (aim * budget) ), -1, 2 )
+    error    = clip( log( pace * survival / aim ), -1, 2 )
     m        = survival * exp( integral + gain * error )
 
 the integral moves by rate * survival * error per environment step, and both m and exp(integral)
@@ -23,6 +23,12 @@ has first to learn to stay up: while punishment outweighs what a step of life ea
 or falling at once, is all that there is to learn, and a hopper never hops (docs/experiments.md).
 pace * survival is what its short episodes suffer each, as evaluation counts it. Nobody saves by
 falling all the same: what a fall is worth to the punishment module is the pace (`ops.bellman`).
+
+The aim is a share of the budget, but comes down to it, evenly in e-folds over the first part of a
+run, from what the first random actions suffer, where that is more. Who suffers untaught has both
+streams to learn at once, and a weight that rises before a robot knows its way teaches it to stay
+away from everything (PointGoal1). Where punishment comes with skill, as
+speed does, nothing changes.
 """
 
 import math
@@ -37,6 +43,8 @@ MEMORY = 0.5
 """Shortest time constant of the pace, in episodes."""
 MEMORY_SHARE = 0.2
 """Of the run so far, where that is longer: the older a policy is, the slower it changes."""
+EASE = 0.4
+"""Share of the run in which the aim comes down from what is suffered untaught."""
 
 
 class BudgetController:
@@ -58,6 +66,10 @@ class BudgetController:
         """Episodes that would end early in the time of one, at the present rate."""
         self.seen = 0
         """Steps taken note of, of each environment."""
+        self.untaught = (0.0, 0.0)
+        """Pace and terminations before anything was learned."""
+        self.progress = 0.0
+        """Share of the run that is done, as of the last `advance`."""
 
     @property
     def survival(self) -> float:
@@ -65,12 +77,19 @@ class BudgetController:
         return 1.0 / (1.0 + self.terminations)
 
     @property
+    def aim(self) -> float:
+        """Punishment per episode that is aimed at by now."""
+        # A budget of zero is legal: any punishment is then the largest error.
+        last = max(self.settings.aim * self.budget, 1e-6)
+        pace, terminations = self.untaught
+        left = max(1.0 - self.progress / EASE, 0.0)
+        return last * max(pace / (1.0 + terminations) / last, 1.0) ** left
+
+    @property
     def error(self) -> float:
         """Overspending against the aim, in e-folds, clipped."""
         low, high = ERROR_RANGE
-        # A budget of zero is legal: any punishment is then the largest error.
-        aim = max(self.settings.aim * self.budget, 1e-6)
-        return min(math.log(max(self.pace * self.survival / aim, math.exp(low))), high)
+        return min(math.log(max(self.pace * self.survival / self.aim, math.exp(low))), high)
 
     @property
     def m(self) -> float:
@@ -88,17 +107,30 @@ class BudgetController:
         self.pace += share * (punishment * self.time_limit - self.pace)
         self.terminations += share * (terminated * self.time_limit - self.terminations)
 
+    def tried(self, punishment: float, terminated: float) -> None:
+        """Take note of one step before anything is learned; means over environments."""
+        pace, terminations = self.untaught
+        share = 1.0 / (self.seen + 1)
+        pace += share * (punishment * self.time_limit - pace)
+        terminations += share * (terminated * self.time_limit - terminations)
+        self.untaught = (pace, terminations)
+
     def state(self) -> list[float]:
         """What has accumulated; `take` is its inverse."""
-        return [self.integral, self.pace, self.terminations, float(self.seen)]
+        seen = float(self.seen)
+        return [self.integral, self.pace, self.terminations, seen, self.progress, *self.untaught]
 
     def take(self, state: Sequence[float]) -> None:
         """Continue from a `state`."""
-        self.integral, self.pace, self.terminations, seen = state
-        self.seen = int(seen)
+        self.integral, self.pace, self.terminations, seen, self.progress, *untaught = state
+        self.seen, self.untaught = int(seen), (untaught[0], untaught[1])
 
-    def advance(self, steps: int) -> None:
-        """Let the integral follow the error for `steps` environment steps."""
+    def advance(self, steps: int, progress: float) -> None:
+        """Let the integral follow the error for `steps` environment steps.
+
+        `progress`: share of the run that is done.
+        """
+        self.progress = progress
         moved = self.settings.m_rate * steps * self.survival * self.error
         self.integral = self._bounded(self.integral + moved)
 

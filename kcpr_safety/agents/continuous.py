@@ -27,6 +27,7 @@ Source: KCPR in arXiv:2606.28152; this continuous form is the project's own.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -124,13 +125,21 @@ class Learner:
         The budget is the deployed policy's, so only what that suffered moves the controller.
         """
         self.normaliser.add(batch.obs, batch.reward, ended, holds=self.critics_alone)
+        if not self.updates:
+            self._suffered(batch, self.settings.num_envs, BudgetController.tried)
         watched = self.noiseless_envs or self.settings.num_envs
-        terminated = 1.0 - float(batch.continues[:watched].mean())
-        self.controller.suffered(float(batch.punishment[:watched].mean()), terminated)
+        self._suffered(batch, watched, BudgetController.suffered)
+
+    def _suffered(
+        self, batch: Batch, envs: int, told: Callable[[BudgetController, float, float], None]
+    ) -> None:
+        """Tell the controllers of all budgets what the first so many environments suffered."""
+        terminated = 1.0 - float(batch.continues[:envs].mean())
+        told(self.controller, float(batch.punishment[:envs].mean()), terminated)
         if batch.streams is not None:
-            means = batch.streams[:watched].mean(0).tolist()
+            means = batch.streams[:envs].mean(0).tolist()
             for controller, suffered in zip(self.stream_controllers, means, strict=True):
-                controller.suffered(suffered, terminated)
+                told(controller, suffered, terminated)
 
     @property
     def critics_alone(self) -> bool:
@@ -145,7 +154,7 @@ class Learner:
     def advance(self, steps: int) -> None:
         """Let the budget controllers follow these environment steps."""
         for controller in (self.controller, *self.stream_controllers):
-            controller.advance(steps)
+            controller.advance(steps, self.progress)
 
     def memory(self, capacity: int) -> Replay:
         """Where transitions wait to be learned from."""

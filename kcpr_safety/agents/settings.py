@@ -53,7 +53,7 @@ class Settings:
     """Proportional gain: e-folds of m per e-fold of punishment over the aim; at 1, as much weight
     as is suffered."""
     aim: float = 0.8
-    """Share of the budget that the controller aims at."""
+    """Share of the budget that the controller aims at, in the end (`agents.budget`)."""
     noiseless: float = 0.25
     """Share of environments that act without noise, as deployed; they alone move the controller."""
 
