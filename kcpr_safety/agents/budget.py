@@ -83,7 +83,7 @@ class BudgetController:
         last = max(self.settings.aim * self.budget, 1e-6)
         pace, terminations = self.untaught
         left = max(1.0 - self.progress / EASE, 0.0)
-        return last * max(pace / (1.0 + terminations) / last, 1.0) ** left
+        return last * math.pow(max(pace / (1.0 + terminations) / last, 1.0), left)
 
     @property
     def error(self) -> float:
