@@ -27,8 +27,8 @@ falling all the same: what a fall is worth to the punishment module is the pace 
 The aim is a share of the budget, but comes down to it, evenly in e-folds over the first part of a
 run, from what the first random actions suffer, where that is more. Who suffers untaught has both
 streams to learn at once, and a weight that rises before a robot knows its way teaches it to stay
-away from everything (PointGoal1). Where punishment comes with skill, as
-speed does, nothing changes.
+away from everything (PointGoal1). Where punishment comes with skill, as speed does, nothing
+changes.
 """
 
 import math
