@@ -108,7 +108,10 @@ class BudgetController:
         self.terminations += share * (terminated * self.time_limit - self.terminations)
 
     def tried(self, punishment: float, terminated: float) -> None:
-        """Take note of one step before anything is learned; means over environments."""
+        """Take note of one step before anything is learned; means over all environments.
+
+        To be told before the same step is told to `suffered`, which counts it.
+        """
         pace, terminations = self.untaught
         share = 1.0 / (self.seen + 1)
         pace += share * (punishment * self.time_limit - pace)
