@@ -15,6 +15,7 @@ import numpy as np
 
 from kcpr_safety.errors import FileFault
 from kcpr_safety.files import read_limited
+from kcpr_safety.stats import Tenth
 from kcpr_safety.texts import json_value
 
 EVIDENCE_FILE = "evaluation.json"
@@ -57,6 +58,8 @@ class Evidence:
     """What the evaluation critic expected, discounted, on average over the steps."""
     realised_punishment: float | None = None
     """The discounted punishment that followed, on average over the same steps."""
+    reliability: tuple[Tenth, ...] = ()
+    """Both by tenths of the prediction; empty where that was not measured."""
     policy_sha256: str | None = None
     """Hash of the policy file that was judged."""
     kept_steps: int | None = None
@@ -126,6 +129,7 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
             lengths=tuple(int(x) for x in record["lengths"]),
             predicted_punishment=_optional(record.get("predicted_punishment")),
             realised_punishment=_optional(record.get("realised_punishment")),
+            reliability=tuple(_tenth(part) for part in record.get("reliability", ())),
             policy_sha256=record.get("policy_sha256"),
             kept_steps=_whole(record.get("kept_steps")),
             successes=_flags(record.get("successes")),
@@ -143,6 +147,10 @@ def evidence_from_json(record: Mapping[str, Any], name: str) -> Evidence:
 def _part(record: Mapping[str, Any]) -> Part:
     punishments = tuple(float(x) for x in record["punishments"])
     return Part(str(record["name"]), float(record["budget"]), punishments)
+
+
+def _tenth(record: Mapping[str, Any]) -> Tenth:
+    return Tenth(int(record["steps"]), float(record["predicted"]), float(record["realised"]))
 
 
 def _optional(value: Any) -> float | None:
@@ -185,6 +193,7 @@ def _check(evidence: Evidence, record: Mapping[str, Any], name: str) -> None:
             raise FileFault(f"{name}: returns and stream {part.name} differ in number")
         numbers += (*part.punishments, part.budget)
     numbers += tuple(x for x in calibration if x is not None)
+    numbers += tuple(x for tenth in evidence.reliability for x in tenth)
     if not all(math.isfinite(x) for x in numbers):
         raise FileFault(f"{name} holds a number that is not finite")
     if any(min(each) < 0 for each in (evidence.punishments, *parts)):

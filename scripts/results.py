@@ -1,38 +1,45 @@
 """Judge runs, keep the rows, print the table: where every figure in the README comes from.
 
     python scripts/results.py judge runs/a runs/b     evaluate each run on 50 episodes; keep a row
-    python scripts/results.py table                   write the README's table from the rows
+    python scripts/results.py table                   write the tables of README.md and of
+                                                      docs/experiments.md from the rows
     python scripts/results.py page runs/a runs/b      write docs/results/ from the rows, with films
                                                       of these runs
 
 A row in `results/TASK.jsonl` (`kcpr_safety.report.trials`) holds the stable keys of every result,
-every episode, curves, the command that trained the run, versions, machine and hashes. Judging a run
-again replaces the row of its agent, seed and steps; what was evaluated on as many episodes is not
-evaluated again.
+every episode, curves, the command that trained the run, versions, machine and hashes. A run with
+settings of its own (`--set`) is an ablation: its row says so, and never stands in the README's
+table. Judging a run again replaces the row of its agent, settings, seed and steps; what was
+evaluated on as many episodes is not evaluated again.
 """
 
 import json
 import sys
 import tempfile
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
-import numpy as np
-
+from kcpr_safety import envs
+from kcpr_safety.agents.families import family_of
 from kcpr_safety.api import STABLE_KEYS, evaluate, report
+from kcpr_safety.report.benchmark_build import ablations
 from kcpr_safety.report.collection import CELLS, SUITE_FILE, VIDEOS
-from kcpr_safety.report.runs import read_run
-from kcpr_safety.report.trials import row_of
+from kcpr_safety.report.runs import Run, read_run
+from kcpr_safety.report.standings import MEASURES, compare_trials
+from kcpr_safety.report.trials import read_trials, row_of
 from kcpr_safety.studies.benchmark_films import film_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 PAGE = ROOT / "docs" / "results"
+EXPERIMENTS = ROOT / "docs" / "experiments.md"
 ABOUT = "All rows of results/ that hold their episodes; those that do not are named below."
 EPISODES = 50
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
-_IDENTITY = ("agent", "seed", "steps", "budget", "eval_seed", "episodes")
+_IDENTITY = ("agent", "label", "seed", "steps", "budget", "eval_seed", "episodes")
 
 
 def judge(run: Path) -> dict[str, Any]:
@@ -40,7 +47,9 @@ def judge(run: Path) -> dict[str, Any]:
     evidence = read_run(run).evidence
     if evidence is None or evidence.episodes != EPISODES:
         evaluate(run, episodes=EPISODES)
-    row = row_of(read_run(run))
+    overrides = changed(read_run(run))
+    told = ", ".join(f"{name} {value}" for name, value in overrides.items())
+    row = row_of(read_run(run), told and f"{read_run(run).agent}, {told}", overrides)
     path = RESULTS / f"{row['task']}.jsonl"
     kept = [old for old in read(path) if any(old[key] != row[key] for key in _IDENTITY)]
     kept.append(row)
@@ -48,6 +57,13 @@ def judge(run: Path) -> dict[str, Any]:
     RESULTS.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept), encoding="utf-8")
     return row
+
+
+def changed(run: Run) -> dict[str, Any]:
+    """The settings in which a run differs from its agent's on its task."""
+    card = {name: of.value for name, of in envs.resolve(run.task).overrides.items()}
+    usual = asdict(family_of(run.agent).settings(run.agent, card, run.steps))
+    return {name: value for name, value in run.settings.items() if value != usual[name]}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -61,6 +77,8 @@ def table() -> str:
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(RESULTS.glob("*.jsonl")):
         for row in read(path):
+            if row["overrides"]:
+                continue
             groups[row["task"], row["steps"], row["agent"]].append(row)
     lines = [
         "| task, steps | agent | seeds | return | punishment, each seed | "
@@ -73,10 +91,10 @@ def table() -> str:
         punished = ", ".join(f"{row['punishment_mean']:.1f}" for row in rows)
         seeds = ", ".join(str(row["seed"]) for row in rows)
         worst = max(row["over_budget_share"] for row in rows)
-        suffered = np.mean([row["punishment_training"] for row in rows])
+        suffered = mean([row["punishment_training"] for row in rows])
         spread = f" ({short(min(returns))} to {short(max(returns))})" if len(rows) > 1 else ""
         lines.append(
-            f"| {task}, {steps:,} | {agent} | {seeds} | {short(float(np.mean(returns)))}{spread} | "
+            f"| {task}, {steps:,} | {agent} | {seeds} | {short(mean(returns))}{spread} | "
             f"{punished} | {worst:.0%} | {suffered:,.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -102,17 +120,59 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
-def readme(text: str) -> str:
-    """The README with its table replaced."""
+def contributions() -> str:
+    """The ablations of every task, each beside the whole agent; SAC-Lag is kcpr uncoupled."""
+    lines: list[str] = []
+    rows = [
+        (f"{path.name}, line {i}", uncoupled(row))
+        for path in sorted(RESULTS.glob("*.jsonl"))
+        for i, row in enumerate(read(path), start=1)
+    ]
+    trials, problems = read_trials(rows)
+    if problems:
+        raise SystemExit("; ".join(f"{p.where} {p.what}" for p in problems))
+    for comparison in compare_trials(trials):
+        if found := ablations(comparison):
+            p = comparison.protocol
+            whole = next(s for s in comparison.standings if s.label == "kcpr")
+            of = ", ".join(
+                f"{name} {short(mean(value(t) for t in whole.trials))}"
+                for name, value in MEASURES.items()
+            )
+            lines += [f"{p.task}, {p.steps:,} steps; kcpr ({len(whole.trials)} seeds): {of}.", ""]
+            lines += found
+    return "\n".join(lines)
+
+
+def uncoupled(row: dict[str, Any]) -> dict[str, Any]:
+    """SAC-Lag's row as that of kcpr without its coupling, which is what it is."""
+    if row["agent"] != "sac-lag":
+        return row
+    overrides = {"coupling": 0.0, **row["overrides"]}
+    return row | {"agent": "kcpr", "label": f"{row['label']} (no coupling)", "overrides": overrides}
+
+
+def between(text: str, inside: str) -> str:
+    """The text with what stands between the marks replaced."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
+    return before + BEGIN + inside + END + after
+
+
+def experiments(text: str) -> str:
+    """docs/experiments.md with its table of ablations replaced."""
+    return between(text, contributions())
+
+
+def readme(text: str) -> str:
+    """The README with its table replaced."""
     note = (
         f"Deterministic policy, {EPISODES} full episodes a seed on evaluation seeds that training "
         "never meets, budget 25;\nmean (and range) over training seeds. Each row of "
         "[results/](results/) holds the command that trained it; `python scripts/results.py judge "
         "RUN`\nmade it, `python scripts/results.py table` this table.\n\n"
     )
-    return before + BEGIN + note + table() + END + after
+    return between(text, note + table())
 
 
 def main() -> int:
@@ -124,8 +184,8 @@ def main() -> int:
         case ["page", *runs]:
             print(page([Path(run) for run in runs]))
         case ["table"]:
-            path = ROOT / "README.md"
-            path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
+            for path, written in ((ROOT / "README.md", readme), (EXPERIMENTS, experiments)):
+                path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
         case _:
             print(__doc__)
             return 2

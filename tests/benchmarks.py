@@ -62,6 +62,10 @@ def fake_row(
         "over_budget_share": float((punishments > 25).mean()),
         "predicted_punishment": 0.9 * level / 10,
         "realised_punishment": level / 10,
+        "reliability": [
+            {"steps": 900, "predicted": 0.02 * i * level, "realised": 0.021 * i * level}
+            for i in range(10)
+        ],
         "policy_sha256": f"{seed:064x}",
         "kept_steps": 900_000,
         "path": f"{task}-{agent}-{seed}",

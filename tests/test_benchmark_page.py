@@ -17,6 +17,8 @@ from test_report import Document
 
 from kcpr_safety.errors import FileFault
 from kcpr_safety.report import build_report
+from kcpr_safety.report.benchmark_build import ablations
+from kcpr_safety.report.benchmark_tables import ablation_table, tenths_table
 from kcpr_safety.report.collection import collect
 from kcpr_safety.report.published import published, read_progress, references, sources
 from kcpr_safety.report.standings import across, compare_trials, standing
@@ -291,6 +293,35 @@ class TestPage:
         assert "softening = 0.5" in Document(made[0]).text
         assert "steady, less" not in ranking(made[1])
         assert made[1]["comparisons"][0]["ablations"][0]["label"] == "steady, less"
+
+    def test_an_ablation_tells_its_difference_with_an_interval(self) -> None:
+        less = {"label": "steady, less", "overrides": {"softening": 0.5}}
+        rows = [fake_row(TASK, "steady", s, punishment_training=90.0 + s) for s in range(3)]
+        rows += [
+            fake_row(TASK, "steady", s, punishment_training=190.0 + s, **less) for s in range(3)
+        ]
+        trials, _ = read_trials([(str(i), row) for i, row in enumerate(rows)])
+        (comparison,) = compare_trials(trials)
+        assert "| steady, less | 3 |" in ablations(comparison)[2]
+        assert ablations(comparison)[2].endswith("| 100 (97.7 to 102.3) |")
+        (alone,) = compare_trials([t for t in trials if t.overrides])
+        assert ablations(alone)[2].endswith("| – | – | – | – |"), "nothing to be held against"
+        assert "–" in Document(ablation_table(alone)).text
+
+    def test_calibration_by_tenths_is_the_mean_over_seeds(self) -> None:
+        rows = [fake_row(TASK, "steady", seed) for seed in range(2)]
+        for row, factor in zip(rows, (1.0, 3.0), strict=True):
+            row["reliability"] = [
+                {"steps": 9, "predicted": i * factor, "realised": i} for i in range(10)
+            ]
+        trials, problems = read_trials([(str(i), row) for i, row in enumerate(rows)])
+        assert not problems
+        (comparison,) = compare_trials(trials)
+        text = Document(tenths_table(comparison)).text
+        assert "2 / 1" in text and "18 / 9" in text
+        without = [fake_row(TASK, "steady", seed, reliability=[]) for seed in range(2)]
+        trials, _ = read_trials([(str(i), row) for i, row in enumerate(without)])
+        assert tenths_table(compare_trials(trials)[0]) == ""
 
     def test_coverage_is_told_where_intervals_are_too_narrow(
         self, made: tuple[str, dict[str, Any]]

@@ -280,6 +280,11 @@ class TestExport:
             ({"policy_sha256": None}, "judged another policy"),
             ({"predicted_punishment": "much"}, "no evaluation of a policy"),
             ({"realised_punishment": float("inf")}, "not finite"),
+            ({"reliability": [{"steps": 9}]}, "it lacks 'predicted'"),
+            (
+                {"reliability": [{"steps": 9, "predicted": 1.0, "realised": float("nan")}]},
+                "not finite",
+            ),
             ({"returns": []}, "holds no episode"),
             ({"returns": [1.0]}, "differ in number"),
             ({"episodes": 50}, "promises 50 episodes and lists 10"),

@@ -261,7 +261,7 @@ def test_evaluation_executes_the_chosen_rows() -> None:
     done = rollout(controller, world, 3, critic_of(policy))
     assert done.returns == (4.0, 4.0, 4.0)
     assert done.punishments == (4.0, 4.0, 4.0)
-    assert math.isnan(done.predicted)
+    assert math.isnan(done.predicted) and done.reliability == ()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,11 @@ def test_the_readme_shows_the_rows() -> None:
     assert SCRIPT["readme"](text) == text, "run: python scripts/results.py table"
 
 
+def test_the_ablations_are_those_of_the_rows() -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert SCRIPT["experiments"](text) == text, "run: python scripts/results.py table"
+
+
 def test_every_row_has_the_stable_keys_and_its_command() -> None:
     files = sorted((ROOT / "results").glob("*.jsonl"))
     assert files

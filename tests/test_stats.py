@@ -12,6 +12,7 @@ from kcpr_safety.stats import (
     beta_quantile,
     bootstrap_interval,
     cvar,
+    difference_interval,
     mean_interval,
     over_budget,
     share_interval,
@@ -93,6 +94,31 @@ def test_mean_interval_by_hand() -> None:
     assert interval.high - 3 == pytest.approx(1.96324, abs=1e-4)
     assert 3 - interval.low == pytest.approx(1.96324, abs=1e-4)
     assert mean_interval([7.0]).low == -math.inf
+
+
+def test_difference_interval_by_hand() -> None:
+    """Of equal sizes and variances it is Student's with 2 n - 2 degrees of freedom."""
+    interval = difference_interval([1, 2, 3], [11, 12, 13])
+    assert interval.value == -10.0
+    half = t_quantile(0.975, 4) * math.sqrt(2 / 3)
+    assert interval.low == pytest.approx(-10.0 - half)
+    assert interval.high == pytest.approx(-10.0 + half)
+    one_varies = difference_interval([1, 2, 3], [5, 5, 5])
+    assert one_varies.high - one_varies.value == pytest.approx(t_quantile(0.975, 2) / math.sqrt(3))
+    assert difference_interval([4.0], [1.0, 2.0]).high == math.inf
+    same = difference_interval([4.0, 4.0], [1.0, 1.0])
+    assert (same.low, same.value, same.high) == (3.0, 3.0, 3.0)
+
+
+def test_difference_interval_covers() -> None:
+    """Three trainings beside three, of which one kind varies five times as much."""
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        ours, theirs = generator.normal(0.0, 1.0, size=3), generator.normal(7.0, 5.0, size=3)
+        interval = difference_interval(ours, theirs)
+        held += interval.low <= -7.0 <= interval.high
+    assert 0.94 <= held / 2000 <= 0.98
 
 
 def test_mean_interval_covers() -> None:

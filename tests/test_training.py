@@ -355,6 +355,11 @@ def test_the_realised_punishment_is_the_discounted_future(tmp_path: Path) -> Non
     )
     assert done.punishments == (60.0, 60.0)
     assert done.realised == pytest.approx(2.0, rel=1e-3)
+    assert [tenth.steps for tenth in done.reliability] == [10] * 10, "60 - 5 horizons of 2, twice"
+    assert [t.realised for t in done.reliability] == pytest.approx([2.0] * 10, rel=1e-3)
+    predicted = [tenth.predicted for tenth in done.reliability]
+    assert predicted == sorted(predicted)
+    assert sum(predicted) / 10 == pytest.approx(done.predicted)
 
 
 def test_evaluation_refuses_seeds_that_training_may_have_seen(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kcpr_safety.files import atomic_write
 from kcpr_safety.report.benchmark_page import benchmark_page, headline, hidden_breaches
 from kcpr_safety.report.collection import Collection
 from kcpr_safety.report.numbers import short, span
-from kcpr_safety.report.standings import Comparison, Standing
+from kcpr_safety.report.standings import MEASURES, Comparison, Standing, ablated
 from kcpr_safety.report.tables import VERDICT_WORDS, percent
 from kcpr_safety.report.trials import Trial
 from kcpr_safety.stats import CONFIDENCE, CVAR_LEVEL, Interval, cvar, over_budget
@@ -151,7 +151,7 @@ def markdown(collection: Collection) -> str:
         lines += [f"- {p.where} {p.what}" for p in collection.problems]
         lines += [""]
     for c in collection.comparisons:
-        lines += [*_ranking(c), ""]
+        lines += [*_ranking(c), "", *ablations(c)]
     return "\n".join(lines)
 
 
@@ -173,6 +173,23 @@ def _ranking(c: Comparison) -> list[str]:
     ]
     table = [columns, ["---"] * len(columns), *rows]
     return [head, "", *("| " + " | ".join(row) + " |" for row in table)]
+
+
+def ablations(c: Comparison) -> list[str]:
+    """What the ablations of one task change, as lines of Markdown; empty where there are none."""
+    rows = [
+        [
+            s.label,
+            str(len(s.trials)),
+            *(["–"] * len(MEASURES) if found is None else map(_words, found.values())),
+        ]
+        for s, found in ablated(c)
+    ]
+    if not rows:
+        return []
+    columns = ["less the whole agent", "seeds", *MEASURES]
+    table = [columns, ["---"] * len(columns), *rows]
+    return [*("| " + " | ".join(row) + " |" for row in table), ""]
 
 
 def _words(interval: Interval, low_at: float = -math.inf) -> str:

@@ -165,6 +165,7 @@ steps; {escape(p.mode)} policy. Best: {_best(c.standings)}</p>
 {figures.task_figures(c, styles, collection.imported) if c.standings else ""}
 {f"<h4>Ablations</h4>{ablations}" if ablations else ""}
 {f"<h4>Films</h4>{films}" if films else ""}
+{_folded("Predicted and realised punishment, by tenths", tables.tenths_table(c))}
 {_folded("Published results on this task", published)}
 </section>"""
 

@@ -8,21 +8,24 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+import numpy as np
+
 from kcpr_safety.report.collection import Collection
 from kcpr_safety.report.numbers import short
 from kcpr_safety.report.published import Published, published, sources
 from kcpr_safety.report.standings import (
+    MEASURES,
     OFTEN,
     Across,
     Comparison,
     PartStanding,
     Standing,
+    ablated,
     breaks_often,
-    difference,
 )
 from kcpr_safety.report.tables import Cell, mark, percent, sortable_table, spread, table
 from kcpr_safety.report.trials import Trial
-from kcpr_safety.stats import CVAR_LEVEL, Interval
+from kcpr_safety.stats import CVAR_LEVEL, TENTHS, Interval
 
 NO_INTERVAL = "no interval"
 TOO_NARROW = 0.93
@@ -79,6 +82,36 @@ def _part(s: Standing, part: PartStanding, rank: int, columns: int) -> tuple[str
     ]
     cells += [Cell("–")] * (columns - 1 - len(cells))
     return f"{escape(s.label)}: {escape(part.name)}", cells
+
+
+def tenths_table(comparison: Comparison) -> str:
+    """Predicted beside realised punishment by tenths of the prediction, the mean over seeds; empty
+    where no evaluation tells."""
+    told = {
+        s.label: np.array([t.evidence.reliability for t in s.trials if _by_tenths(t)])
+        for s in comparison.standings
+    }
+    told = {label: each for label, each in told.items() if len(each)}
+    if not told:
+        return ""
+    rows = []
+    for tenth in range(TENTHS):
+        cells = []
+        for each in told.values():
+            _, predicted, realised = each[:, tenth].mean(0)
+            cells.append(f"{short(predicted)} / {short(realised)}")
+        rows.append((str(tenth + 1), cells))
+    caption = (
+        f"{comparison.protocol.task}: steps of the final evaluation by tenths of what the "
+        "evaluation critic predicted, lowest first, mean over seeds: predicted / realised "
+        "discounted punishment. A tenth whose second number is larger was more dangerous than was "
+        "thought."
+    )
+    return table(caption, ["tenth", *told], rows, "wide")
+
+
+def _by_tenths(trial: Trial) -> bool:
+    return len(trial.evidence.reliability) == TENTHS
 
 
 def matrix_table(collection: Collection) -> str:
@@ -171,29 +204,23 @@ def published_table(comparison: Comparison, imported: Sequence[Published]) -> st
 
 def ablation_table(comparison: Comparison) -> str:
     """What changes when one thing of an agent is changed; empty where nothing was."""
-    whole = {s.label: s for s in comparison.standings}
     rows = []
-    for s in comparison.ablations:
-        base = whole.get(s.trials[0].evidence.agent)
+    for s, found in ablated(comparison):
         changed = ", ".join(f"{k} = {v}" for k, v in s.trials[0].overrides.items())
         cells = [
             Cell(f"<code>{escape(changed)}</code>"),
-            Cell(mark(s.verdict), _ORDER[s.verdict]),
-            _interval(s.punished, 0.0),
-            _share(s.share),
-            _interval(s.returned),
+            Cell(f"{mark(s.verdict)}<small>{_seeds(s)}</small>", _ORDER[s.verdict]),
+            *([Cell("–")] * len(MEASURES) if found is None else map(_interval, found.values())),
         ]
-        cells += _against(s, base)
         rows.append((escape(s.label), cells))
     if not rows:
         return ""
     caption = (
-        f"{comparison.protocol.task}: agents with one thing changed, beside the whole agent; the "
-        "chance is that of a changed run being punished more."
+        f"{comparison.protocol.task}: agents with one thing changed, less the whole agent, and "
+        "95 % intervals of the difference (Welch's t over training seeds). Where the interval "
+        "holds 0, no difference is shown."
     )
-    columns = ["ablation", "changed", "verdict", "punishment", "episodes over budget", "return"]
-    more = ["punishment more than whole", "return more than whole", "chance"]
-    return sortable_table(caption, [*columns, *more], rows)
+    return sortable_table(caption, ["ablation", "changed", "verdict", *MEASURES], rows)
 
 
 def coverage_table() -> str:
@@ -318,14 +345,6 @@ def _calibration(s: Standing) -> Cell:
 def _spread_cell(value: float, deviation: float | None) -> Cell:
     small = "" if deviation is None else f"<small>± {short(deviation)}</small>"
     return Cell(f"{short(value)}{small}", value)
-
-
-def _against(s: Standing, base: Standing | None) -> list[Cell]:
-    if base is None:
-        return [Cell("–")] * 3
-    punished, chance = difference(s, base, lambda t: t.evidence.punishment_mean)
-    returned, _ = difference(s, base, lambda t: t.evidence.return_mean)
-    return [Cell(short(punished), punished), Cell(short(returned), returned), _interval(chance)]
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ of a policy within the budget, and 0 for a policy that is over it: return that w
 punishment counts for nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -23,7 +24,7 @@ import numpy as np
 
 from kcpr_safety.report.judge import VERDICTS, worst_of
 from kcpr_safety.report.trials import Protocol, Trial
-from kcpr_safety.stats import Interval, cvar, over_budget, share_interval
+from kcpr_safety.stats import Interval, cvar, difference_interval, over_budget, share_interval
 from kcpr_safety.stats.trainings import (
     Calibration,
     calibration,
@@ -220,12 +221,36 @@ def breaks_often(s: Standing) -> bool:
     return not s.infeasible and s.share.value > OFTEN
 
 
-def difference(
-    ours: Standing, theirs: Standing, value: Callable[[Trial], float]
-) -> tuple[float, Interval]:
-    """Difference of the seeds' means, and the chance that a run of ours is higher."""
-    a, b = ([value(t) for t in s.trials] for s in (ours, theirs))
-    return float(np.mean(a) - np.mean(b)), improvement_interval([a], [b], _generator())
+MEASURES: Mapping[str, Callable[[Trial], float]] = {
+    "return": lambda t: t.evidence.return_mean,
+    "punishment": lambda t: t.evidence.punishment_mean,
+    "episodes over budget [%]": lambda t: (
+        100.0 * over_budget(t.evidence.punishments, t.evidence.budget) / t.evidence.episodes
+    ),
+    "punishment in training": lambda t: (
+        math.nan if t.punishment_training is None else t.punishment_training
+    ),
+}
+"""What an ablation is judged by, of each training."""
+
+
+def differences(ours: Standing, theirs: Standing) -> dict[str, Interval]:
+    """By how much a training of ours is above one of theirs, in each of `MEASURES`; Welch's
+    interval over training seeds. NaN where some training does not tell."""
+    found = {}
+    for name, value in MEASURES.items():
+        a, b = ([value(t) for t in s.trials] for s in (ours, theirs))
+        told = not math.isnan(sum(a) + sum(b))
+        found[name] = difference_interval(a, b) if told else Interval(math.nan, -math.inf, math.inf)
+    return found
+
+
+def ablated(comparison: Comparison) -> list[tuple[Standing, dict[str, Interval] | None]]:
+    """Each agent with something changed, and its differences from the whole agent, if there is
+    one."""
+    whole = {s.label: s for s in comparison.standings}
+    pairs = [(s, whole.get(s.trials[0].evidence.agent)) for s in comparison.ablations]
+    return [(s, None if base is None else differences(s, base)) for s, base in pairs]
 
 
 def _scores(comparison: Comparison, label: str, references: Mapping[str, float]) -> list[float]:

@@ -1,6 +1,7 @@
 """How sure may one be of a mean, a share or a worst case that was seen in so few episodes?
 
     mean        Student's t interval, mean +- t(n-1) s / sqrt(n); or a percentile bootstrap
+    difference  Welch's t interval: the two samples' variances need not be equal
     share       exact binomial interval (Clopper and Pearson, 1934): 0 of 50 still allows 7.1 %
     worst case  CVaR at level a: mean of the worst 1 - a of the episodes, the last one in part
                 (Rockafellar and Uryasev, 2000)
@@ -12,12 +13,14 @@ numpy and the standard library only. What many trainings show together is in `st
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
 CONFIDENCE = 0.95
+TENTHS = 10
 CVAR_LEVEL = 0.9
 RESAMPLES = 2000
 
@@ -33,6 +36,31 @@ class Interval:
     high: float
 
 
+class Tenth(NamedTuple):
+    """Steps whose predictions are much alike."""
+
+    steps: int
+    predicted: float
+    """Mean of what was predicted there."""
+    realised: float
+    """Mean of what followed."""
+
+
+def tenths(
+    predicted: Float[ndarray, "n"], realised: Float[ndarray, "n"], parts: int = TENTHS
+) -> tuple[Tenth, ...]:
+    """Reliability: what was predicted beside what followed, by tenths of the prediction.
+
+    The lowest predictions come first; fewer than ten steps give fewer parts, none give none.
+    """
+    order = np.array_split(np.argsort(predicted, kind="stable"), parts)
+    return tuple(
+        Tenth(len(rows), float(predicted[rows].mean()), float(realised[rows].mean()))
+        for rows in order
+        if len(rows)
+    )
+
+
 def mean_interval(values: Values, confidence: float = CONFIDENCE) -> Interval:
     """Mean with Student's t interval; of a single value the interval is the whole line."""
     array = _sample(values)
@@ -42,6 +70,22 @@ def mean_interval(values: Values, confidence: float = CONFIDENCE) -> Interval:
     error = float(array.std(ddof=1)) / math.sqrt(array.size)
     half = t_quantile((1 + confidence) / 2, array.size - 1) * error
     return Interval(mean, mean - half, mean + half)
+
+
+def difference_interval(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Interval:
+    """Mean of ours less mean of theirs, with Welch's t interval (degrees of freedom after
+    Satterthwaite); the whole line where either is a single value."""
+    a, b = _sample(ours), _sample(theirs)
+    value = float(a.mean() - b.mean())
+    if min(a.size, b.size) == 1:
+        return Interval(value, -math.inf, math.inf)
+    parts = [float(x.var(ddof=1)) / x.size for x in (a, b)]
+    total = sum(parts)
+    if total == 0.0:
+        return Interval(value, value, value)
+    freedom = total**2 / sum(part**2 / (x.size - 1) for part, x in zip(parts, (a, b), strict=True))
+    half = t_quantile((1 + confidence) / 2, freedom) * math.sqrt(total)
+    return Interval(value, value - half, value + half)
 
 
 def bootstrap_interval(

@@ -41,6 +41,7 @@ from kcpr_safety.evidence import CALIBRATION_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.policy_file import RANGE, PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import CALIBRATION_SEEDS, FIRST_CALIBRATION_SEED, consecutive_seeds
+from kcpr_safety.stats import tenths
 from kcpr_safety.training.evaluation import (
     Act,
     OnStep,
@@ -55,7 +56,6 @@ from kcpr_safety.training.kept_task import task_of
 
 EPISODES = 20
 ALPHA = 0.1
-BINS = 10
 LEVELS = (0.05, 0.5, 0.95)
 CANDIDATES = (0.9, 0.97, 0.99, 0.999)
 """Quantiles of the nominal risk that are tried as thresholds."""
@@ -209,7 +209,7 @@ def known_steps(trace: Trace, gamma: float) -> int:
 def reliability(
     traces: Sequence[Trace], predicted: Sequence[Values], futures: Sequence[Values], gamma: float
 ) -> list[dict[str, float]]:
-    """Mean predicted and realised punishment by tenths of the prediction."""
+    """Mean predicted and realised punishment by tenths of the prediction (`stats.tenths`)."""
     pairs = [
         (risk[:n], future[:n])
         for trace, risk, future in zip(traces, predicted, futures, strict=True)
@@ -218,16 +218,7 @@ def reliability(
     if not pairs:
         return []
     risk, future = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    order = np.array_split(np.argsort(risk, kind="stable"), BINS)
-    return [
-        {
-            "steps": len(rows),
-            "predicted": float(risk[rows].mean()),
-            "realised": float(future[rows].mean()),
-        }
-        for rows in order
-        if len(rows)
-    ]
+    return [tenth._asdict() for tenth in tenths(risk, future)]
 
 
 def conformal(

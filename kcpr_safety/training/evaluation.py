@@ -7,7 +7,7 @@ the same actions gives the same episodes to the last bit.
 
 Along the way the evaluation critic's prediction is held against what really followed: the mean of
 Q_C(s_t, a_t) over steps whose discounted future is known to within e^-5, and the mean of that
-discounted future, both in units of punishment.
+discounted future, both in units of punishment; and the same by tenths of the prediction.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from kcpr_safety.envs import World
 from kcpr_safety.errors import AbsentTaskError, FileFault, SettingsError, UnknownNameError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import EpisodeSeeds, evaluation_seeds
-from kcpr_safety.stats import over_budget
+from kcpr_safety.stats import Tenth, over_budget, tenths
 from kcpr_safety.training.checkpoints import CONFIG_FILE, read_config
 from kcpr_safety.training.kept_task import task_of
 
@@ -69,6 +69,8 @@ class Episodes:
     """Mean Q_C, in units of discounted punishment; NaN where no step qualified."""
     realised: float
     """Mean discounted punishment that followed the same steps."""
+    reliability: tuple[Tenth, ...]
+    """Both by tenths of the prediction; none where no step qualified."""
 
     @property
     def return_mean(self) -> float:
@@ -136,7 +138,8 @@ def rollout(
 ) -> Episodes:
     """`episodes` full episodes in the order of the world's schedule, from its `first`th round."""
     traces = collect(controller, world, episodes, on_step, act, first)
-    predicted, realised = _calibration(traces, critic) if critic else (math.nan, math.nan)
+    predicted, realised = _calibration(traces, critic) if critic else (np.empty(0), np.empty(0))
+    known = len(predicted) > 0
     return Episodes(
         returns=tuple(math.fsum(trace.rewards) for trace in traces),
         punishments=tuple(math.fsum(trace.punishments) for trace in traces),
@@ -144,8 +147,9 @@ def rollout(
         terminated=tuple(trace.terminated for trace in traces),
         collisions=_whole(trace.collisions for trace in traces),
         streams=tuple(tuple(map(math.fsum, zip(*trace.streams, strict=True))) for trace in traces),
-        predicted=predicted,
-        realised=realised,
+        predicted=float(predicted.mean()) if known else math.nan,
+        realised=float(realised.mean()) if known else math.nan,
+        reliability=tenths(predicted, realised),
     )
 
 
@@ -214,9 +218,10 @@ def act_together(
     return actions.astype(np.float64)
 
 
-def _calibration(traces: list[Trace], critic: Critic) -> tuple[float, float]:
-    predicted: list[np.ndarray] = []
-    realised: list[np.ndarray] = []
+def _calibration(traces: list[Trace], critic: Critic) -> tuple[np.ndarray, np.ndarray]:
+    """Q_C and the discounted punishment that followed, at every step whose future is known."""
+    predicted: list[np.ndarray] = [np.empty(0)]
+    realised: list[np.ndarray] = [np.empty(0)]
     tail = math.ceil(_TAIL / (1.0 - critic.gamma))
     for trace in traces:
         # Where the episode truly ended its future is known at every step.
@@ -225,9 +230,7 @@ def _calibration(traces: list[Trace], critic: Critic) -> tuple[float, float]:
             obs, actions = np.array(trace.obs[:known]), np.array(trace.actions[:known])
             predicted.append(critic(obs, actions))
             realised.append(discounted(trace.punishments, critic.gamma)[:known])
-    if not predicted:
-        return math.nan, math.nan
-    return float(np.concatenate(predicted).mean()), float(np.concatenate(realised).mean())
+    return np.concatenate(predicted), np.concatenate(realised)
 
 
 def discounted(punishments: Sequence[float], gamma: float) -> Float[np.ndarray, "steps"]:
@@ -281,6 +284,7 @@ def evaluate_policy(
         "path": str(place),
         "predicted_punishment": _finite(done.predicted),
         "realised_punishment": _finite(done.realised),
+        "reliability": [tenth._asdict() for tenth in done.reliability],
         "policy_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "returns": list(done.returns),
         "punishments": list(done.punishments),
