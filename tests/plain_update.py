@@ -129,9 +129,16 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
     constant = split(flat.detach()[cut:], 6, learner.critic.sizes)
     zero = torch.zeros_like(log_prob)
     between = kl(reward_policy, companion) if settings.coupled else zero
-    actor_loss = losses.reward_actor_loss(
-        log_prob, twins(constant, 0, obs, action), between, tau, k_reward
-    )
+    if settings.closed_form:
+        weight = b * k_reward / (tau_companion + k_companion)
+        avoided = weight * twins(constant, 2, obs, action).mean(0)
+        temperature = tau + (1.0 - b**2) * k_reward
+        actor_loss = (temperature * log_prob - twins(constant, 0, obs, action).amin(0)).mean()
+        actor_loss = actor_loss + avoided.mean()
+    else:
+        actor_loss = losses.reward_actor_loss(
+            log_prob, twins(constant, 0, obs, action), between, tau, k_reward
+        )
     if settings.coupled:
         actor_loss = actor_loss + losses.punishment_actor_loss(
             companion_log_prob,

@@ -206,11 +206,13 @@ def test_lambda_is_what_the_coupling_implies() -> None:
     assert learner.weight == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("agent", sorted(AGENTS))
+@pytest.mark.parametrize("agent", [*sorted(AGENTS), "kcpr, closed form"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
     """Gradients by hand in float32 against automatic differentiation in float64."""
-    learner = make(agent_settings(agent, {"width": 16, "layer_norm": layer_norm}))
+    name, _, form = agent.partition(", ")
+    changed = {"width": 16, "layer_norm": layer_norm, "closed_form": form == "closed form"}
+    learner = make(agent_settings(name, changed))
     for step in range(20):  # away from the initial agreement of the two policies
         learner.update(draw_batch(step))
     batch = draw_batch(100)._replace(continues=(torch.arange(32) % 4 > 0).float())
@@ -355,6 +357,18 @@ def test_the_integral_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
     assert weights == pytest.approx([3.0, 3.0])  # 5 * 0.5 from the integral, 0.5 from the gain
     assert agent_settings("kcpr", {"m_rate": 1e-6}, 100_000).m_rate == 1e-6
     assert agent_settings("kcpr", {}, 1).m_rate == 1e-4
+
+
+def test_balanced_draws_are_half_punished() -> None:
+    learner = make(agent_settings("kcpr", {"width": 4, "balanced": True}))
+    replay = learner.memory(100)
+    batch = draw_batch(0)._replace(punishment=torch.tensor([1.0] + [0.0] * 31))
+    replay.add(batch)
+    drawn = replay.draw(20, torch.Generator().manual_seed(0))
+    assert int((drawn.punishment > 0).sum()) == 10
+    task = TASK._replace(streams=(("speed", 3.0),))
+    with pytest.raises(SettingsError, match="one budget"):
+        Learner(learner.settings, task, num_envs=4, seed=0).memory(100)
 
 
 def test_hindsight_without_goals_is_refused() -> None:
@@ -521,6 +535,9 @@ def test_the_return_scale_forgets_at_the_end_of_an_episode() -> None:
         ("kcpr", {"gamma": float("nan")}, SettingsError),
         ("kcpr", {"m_start": 100.0}, SettingsError),
         ("kcpr", {"lagrangian": 1.0}, SettingsError),
+        ("sac-lag", {"closed_form": True}, SettingsError),
+        ("kcpr", {"balanced": True, "n_step": 2}, SettingsError),
+        ("kcpr", {"balanced": True, "hindsight": 0.5}, SettingsError),
     ],
 )
 def test_wrong_names_and_numbers_are_refused(

@@ -44,7 +44,7 @@ from kcpr_safety.errors import SettingsError
 from kcpr_safety.networks import Stack, parameter_count
 from kcpr_safety.ops import bellman, gaussian, gradients, losses
 from kcpr_safety.ops.gradients import Companion
-from kcpr_safety.replay import Hindsight, NStep, Replay
+from kcpr_safety.replay import Divided, Hindsight, NStep, Replay
 from kcpr_safety.transition import Batch
 
 CRITICS = 6
@@ -165,6 +165,16 @@ class Learner:
             "envs": settings.num_envs,
             "gamma": settings.gamma,
         }
+        if settings.balanced:
+            if task.streams:
+                raise SettingsError("balanced is for one budget: this task has more")
+            return Divided(
+                capacity,
+                *sizes[:2],
+                lambda batch: batch.punishment > 0.0,
+                balanced=True,
+                device=self.device,
+            )
         if settings.hindsight == 0.0:
             return NStep(capacity, sizes, self.device, **spacing)
         if task.goal is None:
@@ -257,6 +267,9 @@ class Learner:
             self.gradient[:cut].zero_()
         else:
             slopes = self._q_slopes(obs, action[:, :count])
+            if self.settings.closed_form:
+                own_slope = self._own_punishment_slope(obs, action[:, :count])
+                slopes = torch.sub(slopes[0], own_slope, alpha=self.weight), slopes[1]
             out_gradient = self._actor_gradient(
                 slopes, action[:, :count], noise[:, :count], _rows(heads, 0, count)
             )
@@ -325,6 +338,15 @@ class Learner:
         reward, punishment = slopes.view(2, 2, *slopes.shape[1:]).sum(1)
         return reward, punishment
 
+    def _own_punishment_slope(self, obs: Tensor, action: Tensor) -> Float[Tensor, "batch action"]:
+        """Mean dQ_P/da of both twins at pi_R's action."""
+        both = action[:1].expand(2, *action.shape[1:])
+        q, trace = self.critic.forward(self._twice(obs, both), 4)
+        weights = torch.full_like(q, 0.5)
+        weights[REWARD] = 0.0
+        slopes = self.critic.input_gradient(trace, weights, slice(self.task.obs_size, None))
+        return slopes[PUNISHMENT].sum(0)
+
     def _actor_gradient(
         self, slopes: tuple[Tensor, Tensor], action: Tensor, noise: Tensor, heads: Heads
     ) -> Float[Tensor, "modules batch out"]:
@@ -333,13 +355,17 @@ class Learner:
         reward_slope, punishment_slope = slopes
         pull = settings.lagrangian * self.m
         slope = torch.sub(punishment_slope * pull, reward_slope) if pull else -reward_slope
-        g = gradients.through_tanh(action[0], slope, self.tau)
-        own = gradients.reward_gradient(g, heads.std[0], noise[0], self.tau)
+        closed = (1.0 - settings.softening**2) * settings.coupling if settings.closed_form else 0.0
+        temperature = self.tau + closed
+        g = gradients.through_tanh(action[0], slope, temperature)
+        own = gradients.reward_gradient(g, heads.std[0], noise[0], temperature)
         if not heads.companion:
             return torch.cat([own[0], own[1] * heads.slope[0]], dim=-1)[None]
-        by_mean, by_spread = gradients.coupled_gradient(
-            own, heads.companion, heads.std[0], settings.coupling, settings.softening
-        )
+        by_mean, by_spread = own
+        if not settings.closed_form:
+            by_mean, by_spread = gradients.coupled_gradient(
+                own, heads.companion, heads.std[0], settings.coupling, settings.softening
+            )
         tau, k = self._companion_weights()
         g = gradients.through_tanh(action[1], punishment_slope, tau)
         by_offset, by_ratio = gradients.companion_gradient(

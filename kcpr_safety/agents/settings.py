@@ -31,6 +31,9 @@ class Settings:
     """tau_P0: the punishment module's entropy temperature, divided by m."""
     softening: float = 0.97
     """b in (0, 1): the companion's policy is raised to this power before it serves as a prior."""
+    closed_form: bool = False
+    """Let the reward policy follow the closed form of both policies, Q_R - lambda Q_P at the
+    temperature tau_R + (1 - b^2) k_R, instead of the KL to its companion."""
     avoidance: float = 4.0
     """How far exploring actions lean towards the companion: 0 not at all, 1 to its mean, 4 as far
     again three times. The fallback of a policy file leans as far, the policy itself never does; an
@@ -91,6 +94,8 @@ class Settings:
     """Learner updates per environment step."""
     num_envs: int = 16
     """Environments side by side."""
+    balanced: bool = False
+    """Draw half of each batch from the punished transitions, whatever their share in the replay."""
     critics_first: int = 0
     """Updates of the critics alone, before the actors follow them: so that a policy that a run
     began with (`--init`, which this needs) is not led astray by critics that know nothing yet."""
@@ -104,6 +109,10 @@ class Settings:
         check_ranges(self, _RANGES)
         if self.coupling > 0.0 and self.lagrangian > 0.0:
             raise SettingsError("an agent is either coupled or Lagrangian: set one weight to 0")
+        if self.closed_form and not self.coupling:
+            raise SettingsError("closed_form is about a coupled agent: set coupling above 0")
+        if self.balanced and (self.n_step > 1 or self.hindsight > 0.0):
+            raise SettingsError("balanced draws single steps: set n_step to 1 and hindsight to 0")
         if not self.m_low <= self.m_start <= self.m_high:
             raise SettingsError(
                 f"m_start is {self.m_start}; it must lie between m_low and m_high "
