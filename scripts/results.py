@@ -31,6 +31,7 @@ from kcpr_safety.report.runs import Run, read_run
 from kcpr_safety.report.standings import MEASURES, compare_trials
 from kcpr_safety.report.trials import read_trials, row_of
 from kcpr_safety.studies.benchmark_films import film_examples
+from kcpr_safety.studies.suites import load_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -47,9 +48,9 @@ def judge(run: Path) -> dict[str, Any]:
     evidence = read_run(run).evidence
     if evidence is None or evidence.episodes != EPISODES:
         evaluate(run, episodes=EPISODES)
-    overrides = changed(read_run(run))
-    told = ", ".join(f"{name} {value}" for name, value in overrides.items())
-    row = row_of(read_run(run), told and f"{read_run(run).agent}, {told}", overrides)
+    judged = read_run(run)
+    overrides = changed(judged)
+    row = row_of(judged, label_of(judged.agent, overrides), overrides)
     path = RESULTS / f"{row['task']}.jsonl"
     kept = [old for old in read(path) if any(old[key] != row[key] for key in _IDENTITY)]
     kept.append(row)
@@ -64,6 +65,14 @@ def changed(run: Run) -> dict[str, Any]:
     card = {name: of.value for name, of in envs.resolve(run.task).overrides.items()}
     usual = asdict(family_of(run.agent).settings(run.agent, card, run.steps))
     return {name: value for name, value in run.settings.items() if value != usual[name]}
+
+
+def label_of(agent: str, overrides: dict[str, Any]) -> str:
+    """What the suite of ablations calls the agent; else what was changed of it."""
+    for variant in load_suite("ablations").variants:
+        if (variant.agent, dict(variant.overrides)) == (agent, overrides):
+            return variant.label
+    return ", ".join([agent, *(f"{name} {value}" for name, value in overrides.items())])
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def fake_row(
         "first_feasible_steps": 100_000,
         "first_feasible_return": 700.0,
         "first_feasible_wall_s": 400.0,
+        "largest_fall": 40.0 + seed,
         "training": [[s, height * x, 2 * level, s * level / 1000] for s, x in learning],
         "validation": [
             [s, height * x, level * (2 - x), level / 11, level / 10] for s, x in learning

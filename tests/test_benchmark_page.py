@@ -18,8 +18,10 @@ from test_report import Document
 from kcpr_safety.errors import FileFault
 from kcpr_safety.report import build_report
 from kcpr_safety.report.benchmark_build import ablations
-from kcpr_safety.report.benchmark_tables import ablation_table, tenths_table
+from kcpr_safety.report.benchmark_steadiness import stability_table, tenths_table
+from kcpr_safety.report.benchmark_tables import ablation_table
 from kcpr_safety.report.collection import collect
+from kcpr_safety.report.numbers import short
 from kcpr_safety.report.published import published, read_progress, references, sources
 from kcpr_safety.report.standings import across, compare_trials, standing
 from kcpr_safety.report.trials import Trial, read_trials, trial_from, untimed
@@ -322,6 +324,23 @@ class TestPage:
         without = [fake_row(TASK, "steady", seed, reliability=[]) for seed in range(2)]
         trials, _ = read_trials([(str(i), row) for i, row in enumerate(without)])
         assert tenths_table(compare_trials(trials)[0]) == ""
+
+    def test_stability_tells_the_worst_seed_and_compares_at_equal_time(self) -> None:
+        rows = [
+            fake_row(TASK, agent, seed, train_wall_s=wall, largest_fall=10.0 * seed)
+            for agent, wall in (("steady", 2000.0), ("lucky", 1000.0))
+            for seed in range(3)
+        ]
+        for row in rows:
+            row["validation"] = [[100_000 * (i + 1), float(i), 7.0, 1.0, 1.0] for i in range(10)]
+        trials, _ = read_trials([(str(i), row) for i, row in enumerate(rows)])
+        (comparison,) = compare_trials(trials)
+        text = Document(stability_table(comparison)).text
+        worst = min(r["return_mean"] for r in rows if r["agent"] == "steady")
+        assert short(worst) in text
+        assert "4 / 7" in text, "at 500,000 steps the slower agent has used as much time"
+        assert "9 / 7" in text
+        assert "20" in text
 
     def test_coverage_is_told_where_intervals_are_too_narrow(
         self, made: tuple[str, dict[str, Any]]

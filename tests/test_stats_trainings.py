@@ -14,6 +14,7 @@ from kcpr_safety.stats.trainings import (
     first_feasible,
     improvement_interval,
     iqm,
+    largest_fall,
     probability_of_improvement,
     profile,
     seed_interval,
@@ -223,3 +224,18 @@ def test_what_does_not_fit_together_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"cannot be held against|finite"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("returns", "punishments", "fall"),
+    [
+        ([5.0, 9.0, 2.0, 8.0], [0.0, 99.0, 0.0, 0.0], 3.0),  # 9 was over: nothing to fall from
+        ([5.0, 9.0, 2.0, 8.0], [0.0, 25.0, 99.0, 0.0], 7.0),  # the fall counts, whatever it suffers
+        ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], 0.0),
+        ([1.0, 2.0], [30.0, 30.0], None),
+    ],
+)
+def test_the_largest_fall_is_from_the_best_policy_within(
+    returns: list[float], punishments: list[float], fall: float | None
+) -> None:
+    assert largest_fall(returns, punishments, 25.0) == fall

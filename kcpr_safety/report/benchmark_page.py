@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 from kcpr_safety.report import benchmark_figures as figures
+from kcpr_safety.report import benchmark_steadiness as steadiness
 from kcpr_safety.report import benchmark_tables as tables
 from kcpr_safety.report.collection import Collection
 from kcpr_safety.report.numbers import short
@@ -165,7 +166,8 @@ steps; {escape(p.mode)} policy. Best: {_best(c.standings)}</p>
 {figures.task_figures(c, styles, collection.imported) if c.standings else ""}
 {f"<h4>Ablations</h4>{ablations}" if ablations else ""}
 {f"<h4>Films</h4>{films}" if films else ""}
-{_folded("Predicted and realised punishment, by tenths", tables.tenths_table(c))}
+{_folded("Stability over seeds, in training and by the clock", steadiness.stability_table(c))}
+{_folded("Predicted and realised punishment, by tenths", steadiness.tenths_table(c))}
 {_folded("Published results on this task", published)}
 </section>"""
 

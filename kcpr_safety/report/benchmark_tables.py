@@ -8,8 +8,6 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
 from kcpr_safety.report.collection import Collection
 from kcpr_safety.report.numbers import short
 from kcpr_safety.report.published import Published, published, sources
@@ -25,7 +23,7 @@ from kcpr_safety.report.standings import (
 )
 from kcpr_safety.report.tables import Cell, mark, percent, sortable_table, spread, table
 from kcpr_safety.report.trials import Trial
-from kcpr_safety.stats import CVAR_LEVEL, TENTHS, Interval
+from kcpr_safety.stats import CVAR_LEVEL, Interval
 
 NO_INTERVAL = "no interval"
 TOO_NARROW = 0.93
@@ -82,36 +80,6 @@ def _part(s: Standing, part: PartStanding, rank: int, columns: int) -> tuple[str
     ]
     cells += [Cell("–")] * (columns - 1 - len(cells))
     return f"{escape(s.label)}: {escape(part.name)}", cells
-
-
-def tenths_table(comparison: Comparison) -> str:
-    """Predicted beside realised punishment by tenths of the prediction, the mean over seeds; empty
-    where no evaluation tells."""
-    told = {
-        s.label: np.array([t.evidence.reliability for t in s.trials if _by_tenths(t)])
-        for s in comparison.standings
-    }
-    told = {label: each for label, each in told.items() if len(each)}
-    if not told:
-        return ""
-    rows = []
-    for tenth in range(TENTHS):
-        cells = []
-        for each in told.values():
-            _, predicted, realised = each[:, tenth].mean(0)
-            cells.append(f"{short(predicted)} / {short(realised)}")
-        rows.append((str(tenth + 1), cells))
-    caption = (
-        f"{comparison.protocol.task}: steps of the final evaluation by tenths of what the "
-        "evaluation critic predicted, lowest first, mean over seeds: predicted / realised "
-        "discounted punishment. A tenth whose second number is larger was more dangerous than was "
-        "thought."
-    )
-    return table(caption, ["tenth", *told], rows, "wide")
-
-
-def _by_tenths(trial: Trial) -> bool:
-    return len(trial.evidence.reliability) == TENTHS
 
 
 def matrix_table(collection: Collection) -> str:
@@ -260,7 +228,7 @@ def trials_table(trials: Sequence[Trial]) -> str:
             Cell(f'<code class="command">{escape(t.command)}</code>'),
             Cell(f"{e.eval_seed} to {last}", e.eval_seed),
             Cell(f"{e.kept_steps or e.steps:,}", e.kept_steps or e.steps),
-            Cell("–" if wall is None else _duration(wall), wall),
+            Cell("–" if wall is None else duration(wall), wall),
             Cell(f"<code>{escape((e.policy_sha256 or '–')[:12])}</code>"),
             Cell(f"<code>{escape(t.config_sha256[:12] or '–')}</code>"),
         ]
@@ -329,7 +297,7 @@ def _first(trials: Sequence[Trial]) -> Cell:
         return Cell("never")
     steps, returned, wall = found[len(found) // 2]
     never = len(trials) - len(found)
-    told = f"{_duration(wall)}, return {short(returned)}" + (f"; {never} never" if never else "")
+    told = f"{duration(wall)}, return {short(returned)}" + (f"; {never} never" if never else "")
     return Cell(f"{steps:,.0f} steps<small>{told}</small>", steps)
 
 
@@ -347,7 +315,7 @@ def _spread_cell(value: float, deviation: float | None) -> Cell:
     return Cell(f"{short(value)}{small}", value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if math.isnan(seconds):
         return "time not told"
     if seconds < 100:

@@ -19,7 +19,7 @@ from kcpr_safety.errors import FileFault
 from kcpr_safety.evidence import EVIDENCE_FILE, Evidence, evidence_from_json, read_json
 from kcpr_safety.files import read_limited
 from kcpr_safety.report.runs import Budgets, Row, Run, number
-from kcpr_safety.stats.trainings import first_feasible
+from kcpr_safety.stats.trainings import first_feasible, largest_fall
 from kcpr_safety.texts import json_object
 
 TRIAL_SCHEMA = "trial-1"
@@ -73,6 +73,9 @@ class Trial:
     train_wall_s: float | None
     first_feasible: tuple[float, float, float] | None
     """Steps, return and wall-clock [s] of the first validated policy within the budget."""
+    largest_fall: float | None
+    """By how much a validated return fell below that of the best policy within the budget so far;
+    None where no policy was within, or the row does not tell."""
     training: Curve
     """Steps, return, punishment and punishment so far."""
     validation: Curve
@@ -105,7 +108,14 @@ def row_of(
     judged = read_json(run.path / EVIDENCE_FILE)
     config = read_limited(run.path / "config.json", MAX_BYTES)
     threads = json_object(config).get("threads", 1)
-    at = first_feasible([_punished(row, run.budget) for row in run.validation], run.budget)
+    punished = [_punished(row, run.budget) for row in run.validation]
+    at = first_feasible(punished, run.budget)
+    # A validation without a number counts as no fall and as no policy within.
+    told = [
+        (row["return_mean"], p)
+        for row, p in zip(run.validation, punished, strict=True)
+        if not math.isnan(number(row.get("return_mean")) + p)
+    ]
     first = {} if at is None else run.validation[at]
     last = run.train[-1] if run.train else {}
     walls = [row.get("wall_s") for row in (*run.train, *run.validation)]
@@ -123,6 +133,7 @@ def row_of(
         "first_feasible_steps": first.get("steps"),
         "first_feasible_return": first.get("return_mean"),
         "first_feasible_wall_s": first.get("wall_s"),
+        "largest_fall": largest_fall([r for r, _ in told], [p for _, p in told], run.budget),
         "training": _thinned(
             run.train, ("steps", "return_mean", "punishment_mean", "punishment_total")
         ),
@@ -181,6 +192,7 @@ def trial_from(row: Mapping[str, Any], name: str) -> Trial:
             first_feasible=None
             if steps is None
             else (steps, math.nan if at is None else at, math.nan if wall is None else wall),
+            largest_fall=_number(row.get("largest_fall")),
             training=_curve(row.get("training", []), 4),
             validation=_curve(row.get("validation", []), 5),
             command=str(row["command"]),

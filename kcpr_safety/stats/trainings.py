@@ -121,6 +121,18 @@ def first_feasible(punishments: Values, budget: float) -> int | None:
     return int(within.argmax()) if within.any() else None
 
 
+def largest_fall(returns: Values, punishments: Values, budget: float) -> float | None:
+    """How far a later return fell below that of the best policy within the budget so far; 0 where
+    none did, None where no policy was within."""
+    best, fall, met = -np.inf, 0.0, False
+    for returned, punished in zip(returns, punishments, strict=True):
+        if met:
+            fall = max(fall, float(best - returned))
+        if punished <= budget:
+            best, met = max(best, returned), True
+    return fall if met else None
+
+
 @dataclass(frozen=True)
 class Calibration:
     """How far predicted punishment is from what followed."""
