@@ -126,7 +126,7 @@ def train(
     """Train a policy and keep it in a run folder (`result.path`).
 
     `task` is a task card's name or file, any registered Safety-Gymnasium id, or `module:Id-v0`;
-    `agent` is kcpr, sac, sac-lag or one of the discrete ones; `budget` replaces the card's
+    `agent` is kcpr, sac, sac-lag, sac-pid, td3-lag or a discrete one; `budget` replaces the card's
     allowed punishment per episode (refused where streams have budgets of their own: change those
     together, in a copy of the card); `init` is a run or bundle to start from (`trust` adds public
     keys that a bundle may be signed with); `threads` is how many cores the learner may use

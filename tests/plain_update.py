@@ -27,10 +27,13 @@ def network(layers: list, member: int, x: torch.Tensor, *, norm: bool) -> torch.
     return x
 
 
-def policies(layers: list, obs: torch.Tensor, *, coupled: bool) -> tuple[Gaussian, Gaussian]:
+def policies(
+    layers: list, obs: torch.Tensor, *, coupled: bool, fixed: float = 0.0
+) -> tuple[Gaussian, Gaussian]:
     """(reward policy, companion); each is constant where it anchors the other."""
     mean, raw = network(layers, 0, obs, norm=False).chunk(2, dim=-1)
-    own = mean, gaussian.squash_log_std(raw, *LOG_STD_RANGE)
+    log_std = gaussian.squash_log_std(raw, *LOG_STD_RANGE)
+    own = mean, torch.full_like(mean, fixed).log() if fixed else log_std
     if not coupled:
         return own, own
     offset, raw = network(layers, 1, obs, norm=False).chunk(2, dim=-1)
@@ -88,7 +91,8 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         return gaussian.softened_kl(*policy, *(part.detach() for part in prior), b)
 
     with torch.no_grad():
-        reward_policy, companion = policies(actor, next_obs, coupled=settings.coupled)
+        shape = {"coupled": settings.coupled, "fixed": settings.fixed_deviation}
+        reward_policy, companion = policies(actor, next_obs, **shape)
         action, log_prob = draw(reward_policy, there[0])
         companion_action, companion_log_prob = draw(companion, there[-1])
         charge, companion_charge = tau * log_prob, torch.zeros_like(log_prob)
@@ -123,7 +127,7 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         torch.stack([q(critic, member, obs, data) for member in range(6)]), y
     )
 
-    reward_policy, companion = policies(actor, obs, coupled=settings.coupled)
+    reward_policy, companion = policies(actor, obs, **shape)
     action, log_prob = draw(reward_policy, here[0])
     companion_action, companion_log_prob = draw(companion, here[-1])
     constant = split(flat.detach()[cut:], 6, learner.critic.sizes)

@@ -359,6 +359,31 @@ def test_the_integral_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
     assert agent_settings("kcpr", {}, 1).m_rate == 1e-4
 
 
+def test_damping_answers_to_a_rise_and_to_no_fall() -> None:
+    plain = BudgetController(Settings(), budget=10.0, time_limit=100)
+    damped = BudgetController(Settings(m_damping=1.0), budget=10.0, time_limit=100)
+    above, below = [], []
+    for punishment, ratios in ((0.16, above), (0.04, below)):
+        for _ in range(30):
+            for controller in (plain, damped):
+                controller.suffered(punishment, 0.0)
+            ratios.append(damped.m / plain.m)
+    assert min(above) > 1.0
+    assert below[-1] == 1.0
+    assert damped.lagged > damped.error
+    again = BudgetController(damped.settings, budget=10.0, time_limit=100)
+    again.take(damped.state())
+    assert again.m == damped.m and again.state() == damped.state()
+
+
+def test_a_fixed_deviation_is_neither_learned_nor_paid_for() -> None:
+    learner = make(agent_settings("td3-lag", {"width": 8}))
+    for step in range(5):
+        learner.update(draw_batch(step))
+    assert learner.tau == 0.0
+    assert torch.allclose(heads(learner, draw_batch(0).obs).std, torch.tensor(0.2))
+
+
 def test_balanced_draws_are_half_punished() -> None:
     learner = make(agent_settings("kcpr", {"width": 4, "balanced": True}))
     replay = learner.memory(100)
@@ -412,7 +437,7 @@ def test_the_pace_follows_within_half_an_episode_and_later_within_a_fifth_of_the
     for _ in range(500):
         controller.suffered(0.0, 0.0)
     assert controller.pace == pytest.approx(20.0 / math.e, rel=1e-2)
-    controller.take([controller.integral, 20.0, 0.0, 20_000.0, 1.0, 0.0, 0.0])
+    controller.take([controller.integral, 20.0, 0.0, 0.0, 20_000.0, 1.0, 0.0, 0.0])
     for _ in range(20_000):
         controller.suffered(0.0, 0.0)
     # d pace / d t = -pace / (t / 5): the fifth power of how much longer the run has become.
@@ -536,6 +561,7 @@ def test_the_return_scale_forgets_at_the_end_of_an_episode() -> None:
         ("kcpr", {"m_start": 100.0}, SettingsError),
         ("kcpr", {"lagrangian": 1.0}, SettingsError),
         ("sac-lag", {"closed_form": True}, SettingsError),
+        ("kcpr", {"fixed_deviation": 0.2}, SettingsError),
         ("kcpr", {"balanced": True, "n_step": 2}, SettingsError),
         ("kcpr", {"balanced": True, "hindsight": 0.5}, SettingsError),
     ],

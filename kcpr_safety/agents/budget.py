@@ -6,7 +6,7 @@ lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's valu
     pace     = running mean of punishment per step * time limit
     survival = 1 / (1 + running mean of terminations per step * time limit)
     error    = clip( log( pace * survival / aim ), -1, 2 )
-    m        = survival * exp( integral + gain * error )
+    m        = survival * exp( integral + gain * error + damping * max(0, error - lagged error) )
 
 the integral moves by rate * survival * error per environment step, and both m and exp(integral)
 stay within [m_low, m_high], where the integral stops (anti-windup). At gain 1 the weight is
@@ -68,6 +68,8 @@ class BudgetController:
         """Steps taken note of, of each environment."""
         self.untaught = (0.0, 0.0)
         """Pace and terminations before anything was learned."""
+        self.lagged = 0.0
+        """Running mean of the error, with the pace's memory."""
         self.progress = 0.0
         """Share of the run that is done, as of the last `advance`."""
 
@@ -96,7 +98,9 @@ class BudgetController:
         """The weight in force."""
         if not self.settings.controlled:
             return self.start
-        log_m = self.integral + self.settings.m_gain * self.error + math.log(self.survival)
+        error = self.error
+        log_m = self.integral + self.settings.m_gain * error + math.log(self.survival)
+        log_m += self.settings.m_damping * max(0.0, error - self.lagged)
         return math.exp(self._bounded(log_m))
 
     def suffered(self, punishment: float, terminated: float) -> None:
@@ -106,6 +110,7 @@ class BudgetController:
         share = min(1.0, 1.0 / memory)
         self.pace += share * (punishment * self.time_limit - self.pace)
         self.terminations += share * (terminated * self.time_limit - self.terminations)
+        self.lagged += share * (self.error - self.lagged)
 
     def tried(self, punishment: float, terminated: float) -> None:
         """Take note of one step before anything is learned; means over all environments.
@@ -121,11 +126,13 @@ class BudgetController:
     def state(self) -> list[float]:
         """What has accumulated; `take` is its inverse."""
         seen = float(self.seen)
-        return [self.integral, self.pace, self.terminations, seen, self.progress, *self.untaught]
+        now = [self.integral, self.pace, self.terminations, self.lagged, seen, self.progress]
+        return [*now, *self.untaught]
 
     def take(self, state: Sequence[float]) -> None:
         """Continue from a `state`."""
-        self.integral, self.pace, self.terminations, seen, self.progress, *untaught = state
+        self.integral, self.pace, self.terminations, self.lagged, *rest = state
+        seen, self.progress, *untaught = rest
         self.seen, self.untaught = int(seen), (untaught[0], untaught[1])
 
     def advance(self, steps: int, progress: float) -> None:

@@ -108,6 +108,9 @@ class Learner:
             :actors
         ]
         self._middle, self._half = ranges.mean(1)[:, None, None], ranges.diff(dim=1)[..., None] / 2
+        if settings.fixed_deviation:
+            self._half = torch.zeros_like(self._half)
+            self._middle = torch.full_like(self._middle, math.log(settings.fixed_deviation))
         self.log_tau = math.log(settings.entropy_start)
         self.controller, *self.stream_controllers = (
             BudgetController(settings, budget, task.time_limit, 1.0 / (1 + len(task.streams)))
@@ -436,7 +439,7 @@ class Learner:
     @property
     def tau(self) -> float:
         """tau_R, the reward module's entropy temperature."""
-        return math.exp(self.log_tau)
+        return 0.0 if self.settings.fixed_deviation else math.exp(self.log_tau)
 
     @property
     def m(self) -> float:

@@ -55,6 +55,9 @@ class Settings:
     m_gain: float = 1.0
     """Proportional gain: e-folds of m per e-fold of punishment over the aim; at 1, as much weight
     as is suffered."""
+    m_damping: float = 0.0
+    """Derivative gain: e-folds of m per e-fold by which punishment has risen within its memory; it
+    never lowers m (Stooke et al. 2020)."""
     aim: float = 0.8
     """Share of the budget that the controller aims at, in the end (`agents.budget`)."""
     noiseless: float = 0.25
@@ -67,6 +70,9 @@ class Settings:
     """Lowest tau_R; the KL regularises too, and tuning alone would let tau_R collapse."""
     entropy_target: float = -1.0
     """Entropy that tau_R is tuned towards, per action dimension, after the squash [nats]."""
+    fixed_deviation: float = 0.0
+    """Deviation of exploring actions, and of those that targets look at, before the squash, instead
+    of a learned one with a bonus for its entropy (TD3); 0 learns it. Only without coupling."""
     width: int = 128
     """Units in each hidden layer."""
     depth: int = 2
@@ -109,6 +115,8 @@ class Settings:
         check_ranges(self, _RANGES)
         if self.coupling > 0.0 and self.lagrangian > 0.0:
             raise SettingsError("an agent is either coupled or Lagrangian: set one weight to 0")
+        if self.fixed_deviation > 0.0 and self.coupling > 0.0:
+            raise SettingsError("fixed_deviation is for agents without coupling: set it to 0")
         if self.closed_form and not self.coupling:
             raise SettingsError("closed_form is about a coupled agent: set coupling above 0")
         if self.balanced and (self.n_step > 1 or self.hindsight > 0.0):
@@ -141,11 +149,13 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "m_high": (1e-9, 1e9),
     "m_rate": (0.0, 1.0),
     "m_gain": (0.0, 10.0),
+    "m_damping": (0.0, 10.0),
     "aim": (0.0, 1.0),
     "noiseless": (0.0, 1.0),
     "entropy_start": (1e-9, 10.0),
     "entropy_floor": (0.0, 10.0),
     "entropy_target": (-20.0, 1.0),
+    "fixed_deviation": (0.0, 1.0),
     "width": (1, 4096),
     "depth": (1, 7),
     "gamma": (0.0, 0.99999),
@@ -166,8 +176,15 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
     "kcpr": {},
     "sac": {"coupling": 0.0, "avoidance": 0.0, "lagrangian": 0.0, "controlled": False},
     "sac-lag": {"coupling": 0.0, "avoidance": 0.0, "lagrangian": 1.0},
+    "sac-pid": {"coupling": 0.0, "avoidance": 0.0, "lagrangian": 1.0, "m_damping": 1.0},
+    "td3-lag": {"coupling": 0.0, "avoidance": 0.0, "lagrangian": 1.0, "fixed_deviation": 0.2},
 }
-"""What each named agent changes in the defaults; all are the same code."""
+"""What each named agent changes in the defaults; all are the same code.
+
+The multiplier of `sac-lag` has the controller of kcpr, with its proportional part: more than usual
+under that name. `td3-lag` smooths its targets with the noise that it explores with, not clipped,
+and its actor takes a step with every one of the critics'.
+"""
 
 
 def settings_from(record: Any) -> Settings:

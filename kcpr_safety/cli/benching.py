@@ -30,9 +30,9 @@ class Bench:
         Positional[str | None], arg(metavar="TASK|RUN|BUNDLE", help_behavior_hint=OPTIONAL)
     ] = None
     """The task to measure with; policy: a run, a bundle or the name of a shipped policy."""
-    agent: Annotated[str | None, arg(metavar="{kcpr,sac,sac-lag}", help_behavior_hint=OPTIONAL)] = (
-        None
-    )
+    agent: Annotated[
+        str | None, arg(metavar="{kcpr,sac,sac-lag,sac-pid,td3-lag}", help_behavior_hint=OPTIONAL)
+    ] = None
     """The agent to measure with; not given: kcpr (loop), kcpr and sac-lag (learner)."""
     envs: Count = None
     """Environments side by side; not given: the default."""

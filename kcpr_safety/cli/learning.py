@@ -77,8 +77,11 @@ class Train(ShowsResult):
     task: Annotated[Positional[str], arg(metavar="TASK")]
     """Name of a task card, any registered Safety-Gymnasium id (see: kcpr-safety tasks --all), your
     own environment as module:Id-v0, or your own card, ./my_robot.toml (docs/bring_your_own.md)."""
-    agent: Annotated[str, arg(metavar="{kcpr,sac,sac-lag,kldmp,softdmp,dmp,sql,dqn}")] = "kcpr"
-    """kcpr couples a reward and a punishment policy; sac ignores punishment; sac-lag weighs it.
+    agent: Annotated[
+        str, arg(metavar="{kcpr,sac,sac-lag,sac-pid,td3-lag,kldmp,softdmp,dmp,sql,dqn}")
+    ] = "kcpr"
+    """kcpr couples a reward and a punishment policy; sac ignores punishment; sac-lag, sac-pid and
+    td3-lag weigh it by a multiplier.
     Tasks that let a policy choose among commands take kldmp, softdmp, dmp, sql or dqn."""
     steps: Count = None
     """Environment steps in all; not given: the default."""
