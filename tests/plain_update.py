@@ -151,6 +151,9 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
             tau_companion,
             k_companion,
         )
+    temperature = tau + (1.0 - b**2) * k_reward if settings.closed_form else tau
+    above = max(settings.barrier - temperature, 0.0)
+    actor_loss = actor_loss - above * torch.log1p(-(action**2)).sum(-1).mean()
     if settings.lagrangian:
         pull = settings.lagrangian * m
         actor_loss = actor_loss + pull * twins(constant, 2, obs, action).mean()

@@ -66,10 +66,16 @@ class Settings:
     entropy_start: float = 0.1
     """tau_R that learning starts with. A policy that a run began with (`--init`) keeps more of what
     it knows with a lower one."""
-    entropy_floor: float = 1e-3
+    entropy_floor: float = 3e-4
     """Lowest tau_R; the KL regularises too, and tuning alone would let tau_R collapse."""
-    entropy_target: float = -1.0
-    """Entropy that tau_R is tuned towards, per action dimension, after the squash [nats]."""
+    entropy_target: float = -3.0
+    """Entropy that tau_R is tuned towards, per action dimension, after the squash [nats]. A policy
+    that is deployed without its noise is to be learned with little: what noise suffers near a
+    hazard, or earns less by, is else charged to where the mean should go."""
+    barrier: float = 1e-3
+    """Least weight of the logarithmic barrier at the bounds of an action a, -log(1 - a^2). The
+    entropy after the squash holds it at tau_R; where tau_R is low, actions would run into their
+    bounds, where the squash passes no gradient and nothing more is learned."""
     fixed_deviation: float = 0.0
     """Deviation of exploring actions, and of those that targets look at, before the squash, instead
     of a learned one with a bonus for its entropy (TD3); 0 learns it. Only without coupling."""
@@ -155,6 +161,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "entropy_start": (1e-9, 10.0),
     "entropy_floor": (0.0, 10.0),
     "entropy_target": (-20.0, 1.0),
+    "barrier": (0.0, 1.0),
     "fixed_deviation": (0.0, 1.0),
     "width": (1, 4096),
     "depth": (1, 7),

@@ -5,6 +5,9 @@ With a = tanh(u), u = mean + std * noise, and q' = dQ/da of the twin that counts
 
     g_R = 2 tau_R a - (1 - a^2) q'_R          g_P = 2 tau_P a + (1 - a^2) q'_P
 
+A logarithmic barrier -w log(1 - a^2) at the actions' bounds, of which the squash's part of the
+entropy is one of weight tau_R, has the derivative 2 w a: the first term's weight is then w.
+
 In the reward policy's own coordinates (mean_P = mean_R + std_R offset, log std_P = log std_R +
 log ratio, the reward policy held constant) both KLs depend on offset and ratio alone:
 
