@@ -62,9 +62,14 @@ def judge(run: Path) -> dict[str, Any]:
 
 def changed(run: Run) -> dict[str, Any]:
     """The settings in which a run differs from its agent's on its task."""
-    card = {name: of.value for name, of in envs.resolve(run.task).overrides.items()}
-    usual = asdict(family_of(run.agent).settings(run.agent, card, run.steps))
-    return {name: value for name, value in run.settings.items() if value != usual[name]}
+    own = usual(run.task, run.agent, run.steps, {})
+    return {name: value for name, value in run.settings.items() if value != own[name]}
+
+
+def usual(task: str, agent: str, steps: int, overrides: dict[str, Any]) -> dict[str, Any]:
+    """An agent's settings on a task as the code stands."""
+    card = {name: of.value for name, of in envs.resolve(task).overrides.items()}
+    return asdict(family_of(agent).settings(agent, {**card, **overrides}, steps))
 
 
 def label_of(agent: str, overrides: dict[str, Any]) -> str:
@@ -130,12 +135,16 @@ def short(value: float) -> str:
 
 
 def contributions() -> str:
-    """The ablations of every task, each beside the whole agent; SAC-Lag is kcpr uncoupled."""
+    """The ablations of every task, each beside the whole agent; SAC-Lag is kcpr uncoupled.
+
+    Rows of other settings than today's are left out: they differ in more than the thing asked for.
+    """
     lines: list[str] = []
     rows = [
         (f"{path.name}, line {i}", uncoupled(row))
         for path in sorted(RESULTS.glob("*.jsonl"))
         for i, row in enumerate(read(path), start=1)
+        if row["settings"] == usual(row["task"], row["agent"], row["steps"], row["overrides"])
     ]
     trials, problems = read_trials(rows)
     if problems:
@@ -150,7 +159,7 @@ def contributions() -> str:
             )
             lines += [f"{p.task}, {p.steps:,} steps; kcpr ({len(whole.trials)} seeds): {of}.", ""]
             lines += found
-    return "\n".join(lines)
+    return "\n".join(lines) or "No two rows of today's settings can be held together yet.\n"
 
 
 def uncoupled(row: dict[str, Any]) -> dict[str, Any]:

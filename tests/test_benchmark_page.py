@@ -327,7 +327,7 @@ class TestPage:
 
     def test_stability_tells_the_worst_seed_and_compares_at_equal_time(self) -> None:
         rows = [
-            fake_row(TASK, agent, seed, train_wall_s=wall, largest_fall=10.0 * seed)
+            fake_row(TASK, agent, seed, train_wall_s=wall, largest_fall=31.7 * seed)
             for agent, wall in (("steady", 2000.0), ("lucky", 1000.0))
             for seed in range(3)
         ]
@@ -340,7 +340,7 @@ class TestPage:
         assert short(worst) in text
         assert "4 / 7" in text, "at 500,000 steps the slower agent has used as much time"
         assert "9 / 7" in text
-        assert "20" in text
+        assert "63.4" in text, "the largest fall of the worst seed"
 
     def test_coverage_is_told_where_intervals_are_too_narrow(
         self, made: tuple[str, dict[str, Any]]
