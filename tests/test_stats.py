@@ -13,6 +13,7 @@ from kcpr_safety.stats import (
     bootstrap_interval,
     cvar,
     difference_interval,
+    fitted_line,
     mean_interval,
     over_budget,
     share_interval,
@@ -167,3 +168,14 @@ def test_nothing_is_averaged_over_what_is_not_finite(values: list[float]) -> Non
     for statistic in (mean_interval, cvar):
         with pytest.raises(ValueError, match="finite"):
             statistic(values)
+
+
+def test_a_fitted_line_has_the_same_mean_and_never_falls() -> None:
+    predicted, noise = np.random.default_rng(0).normal(size=(2, 400))
+    line = fitted_line(predicted, 3.0 + 0.5 * predicted + 0.1 * noise)
+    assert line == pytest.approx((3.0, 0.5), abs=0.02)
+    slope, offset = np.polyfit(predicted, 3.0 + 0.5 * predicted + 0.1 * noise, 1)
+    assert line == pytest.approx((offset, slope))
+    assert fitted_line(predicted, 3.0 - predicted) == pytest.approx((3.0 - predicted.mean(), 0.0))
+    assert fitted_line(np.ones(3), np.full(3, 4.0)) == (3.0, 1.0)
+    assert fitted_line(np.empty(0), np.empty(0)) == (0.0, 1.0)

@@ -18,6 +18,8 @@ from toys import Sprint
 
 from kcpr_safety import envs
 from kcpr_safety.agents import Learner
+from kcpr_safety.agents.continuous import EVALUATION
+from kcpr_safety.agents.snapshots import with_evaluation
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.contract import Servo, differences
 from kcpr_safety.controller import controller_from_tensors
@@ -25,7 +27,8 @@ from kcpr_safety.errors import FileFault, KcprError, NonFiniteError, SettingsErr
 from kcpr_safety.policy_file import RUN_FILE, read_policy
 from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import consecutive_seeds
-from kcpr_safety.training import checkpoints, loop, runs
+from kcpr_safety.stats import Line
+from kcpr_safety.training import checkpoints, loop, runs, validation
 from kcpr_safety.training.evaluation import Critic, evaluate_policy, rollout
 from kcpr_safety.training.options import TrainOptions
 from kcpr_safety.training.runs import resume_run, train_run
@@ -361,6 +364,38 @@ def test_the_realised_punishment_is_the_discounted_future(tmp_path: Path) -> Non
     predicted = [tenth.predicted for tenth in done.reliability]
     assert predicted == sorted(predicted)
     assert sum(predicted) / 10 == pytest.approx(done.predicted)
+
+
+def test_the_kept_evaluation_critic_is_right_on_the_episodes_that_judged_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q_C of the file is the line of Q_C as learned, and the policy is what it was."""
+    found: list[tuple[Any, Any]] = []
+
+    def watched(controller: Any, world: Any, episodes: int, critic: Any, **more: Any) -> Any:
+        done = rollout(controller, world, episodes, critic, **more)
+        found.append((critic, done))
+        return done
+
+    monkeypatch.setattr(validation, "rollout", watched)
+    numbers = FEW | {"gamma": 0.5}
+    train_run(options(tmp_path / "run", steps=1_000, overrides=numbers))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row.get("kept")][-1]
+    line = Line(kept["critic_offset"], kept["critic_slope"])
+    learned, done = next(pair for pair in found if pair[1].line == line)
+    assert done.line != Line(0.0, 1.0)
+    policy = read_policy(tmp_path / "run")
+    obs, action = np.random.default_rng(0).normal(size=(2, 50, 4))
+    action = action[:, : policy.contract.action_size]
+    obs = obs[:, : policy.contract.obs_size]
+    raw, right = learned(obs, action), Critic(policy)(obs, action)
+    np.testing.assert_allclose(right, line.offset + line.slope * raw, atol=1e-5)
+    assert line.offset + line.slope * done.predicted == pytest.approx(done.realised)
+    other = with_evaluation(policy.tensors, Line(1.0, 2.0), 3.0)
+    for name, tensor in policy.tensors.items():
+        rows = EVALUATION.start if name.startswith("critic.2.") else None
+        assert torch.equal(other[name][:rows], tensor[:rows]), "only Q_C's last layer changes"
 
 
 def test_evaluation_refuses_seeds_that_training_may_have_seen(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import FIRST_CALIBRATION_SEED, FIRST_VALIDATION_SEED
+from kcpr_safety.stats import Line
 from kcpr_safety.training import validation
 from kcpr_safety.training.validation import CONFIRMING, EPISODES, Validation, better
 
@@ -53,6 +54,7 @@ class Run:
 
 class Done:
     predicted = realised = 0.0
+    line = Line(0.0, 1.0)
 
     def __init__(self, outcome: Outcome, episodes: int) -> None:
         self.return_mean, *parts = outcome

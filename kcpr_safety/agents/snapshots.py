@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kcpr_safety.agents.continuous import Learner
+from kcpr_safety.agents.continuous import EVALUATION, Learner
 from kcpr_safety.errors import TrainingFault
+from kcpr_safety.stats import Line
 
 
 def policy_tensors(learner: Learner) -> dict[str, Tensor]:
@@ -30,6 +31,20 @@ def policy_tensors(learner: Learner) -> dict[str, Tensor]:
     for offset in _offset_heads(tensors):
         offset.mul_(learner.settings.fallback_lean)
     return tensors
+
+
+def with_evaluation(tensors: Mapping[str, Tensor], line: Line, scale: float) -> dict[str, Tensor]:
+    """A policy file's tensors with twins of Q_C that say line(Q_C) instead.
+
+    `scale`: what one unit of punishment is to the critics (`Learner.punishment_scale`).
+    """
+    last = max(int(name.split(".")[1]) for name in tensors if name.startswith("critic."))
+    weight, bias = f"critic.{last}.weight", f"critic.{last}.bias"
+    changed = {name: tensors[name].clone() for name in (weight, bias)}
+    changed[weight][EVALUATION] *= line.slope
+    changed[bias][EVALUATION] *= line.slope
+    changed[bias][EVALUATION] += line.offset * scale
+    return {**tensors, **changed}
 
 
 def _offset_heads(tensors: Mapping[str, Tensor]) -> list[Tensor]:

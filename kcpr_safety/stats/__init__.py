@@ -61,6 +61,26 @@ def tenths(
     )
 
 
+class Line(NamedTuple):
+    """realised = offset + slope * predicted"""
+
+    offset: float
+    slope: float
+
+
+def fitted_line(predicted: Float[ndarray, "n"], realised: Float[ndarray, "n"]) -> Line:
+    """Least squares, so that both have the same mean on the line; it never falls.
+
+    Predictions that are all alike say nothing of the slope, which is then 1; none give (0, 1).
+    """
+    if predicted.size == 0:
+        return Line(0.0, 1.0)
+    centred = predicted - predicted.mean()
+    variance = float(np.mean(centred**2))
+    slope = max(float(np.mean(centred * realised)) / variance, 0.0) if variance > 0.0 else 1.0
+    return Line(float(realised.mean()) - slope * float(predicted.mean()), slope)
+
+
 def mean_interval(values: Values, confidence: float = CONFIDENCE) -> Interval:
     """Mean with Student's t interval; of a single value the interval is the whole line."""
     array = _sample(values)

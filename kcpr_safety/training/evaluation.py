@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kcpr_safety import envs
 from kcpr_safety.agents.continuous import Learner
 from kcpr_safety.agents.settings import settings_from
-from kcpr_safety.agents.snapshots import warm_start
+from kcpr_safety.agents.snapshots import warm_start, with_evaluation
 from kcpr_safety.agents.task import Task
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.contract import Contract, differences
@@ -35,7 +35,7 @@ from kcpr_safety.envs import World
 from kcpr_safety.errors import AbsentTaskError, FileFault, SettingsError, UnknownNameError
 from kcpr_safety.policy_file import PolicyFile, locate_policy, read_policy
 from kcpr_safety.seeds import EpisodeSeeds, evaluation_seeds
-from kcpr_safety.stats import Tenth, over_budget, tenths
+from kcpr_safety.stats import Line, Tenth, fitted_line, over_budget, tenths
 from kcpr_safety.training.checkpoints import CONFIG_FILE, read_config
 from kcpr_safety.training.kept_task import task_of
 
@@ -71,6 +71,8 @@ class Episodes:
     """Mean discounted punishment that followed the same steps."""
     reliability: tuple[Tenth, ...]
     """Both by tenths of the prediction; none where no step qualified."""
+    line: Line
+    """What sets the prediction right on these very steps."""
 
     @property
     def return_mean(self) -> float:
@@ -105,6 +107,8 @@ class Critic:
         learner = Learner(settings, task, num_envs=1, seed=0)
         warm_start(learner, policy.tensors)
         self.gamma = settings.gamma
+        self.scale = learner.punishment_scale
+        """What one punished step counts to the critics."""
         self._learner = learner
         self._low = np.array([entry.low for entry in contract.action])
         self._high = np.array([entry.high for entry in contract.action])
@@ -120,6 +124,15 @@ class Critic:
         )
         values: np.ndarray = q.numpy()
         return values
+
+
+def set_right(policy: PolicyFile, line: Line) -> PolicyFile:
+    """The policy with an evaluation critic that says line(Q_C); a discrete one as it is."""
+    critic = critic_of(policy)
+    if critic is None:
+        return policy
+    tensors = with_evaluation(policy.tensors, line, critic.scale)
+    return replace(policy, tensors=tensors)
 
 
 def critic_of(policy: PolicyFile) -> Critic | None:
@@ -150,6 +163,7 @@ def rollout(
         predicted=float(predicted.mean()) if known else math.nan,
         realised=float(realised.mean()) if known else math.nan,
         reliability=tenths(predicted, realised),
+        line=fitted_line(predicted, realised),
     )
 
 

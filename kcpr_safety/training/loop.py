@@ -37,13 +37,13 @@ from kcpr_safety.policy_file import MAX_BYTES, RUN_FILE, PolicyFile, write_polic
 from kcpr_safety.training import checkpoints
 from kcpr_safety.training.actuation import actuation_of
 from kcpr_safety.training.checkpoints import Config, Counters, State
-from kcpr_safety.training.evaluation import torch_threads
+from kcpr_safety.training.evaluation import set_right, torch_threads
 from kcpr_safety.training.guards import Guard, dump, most_value
 from kcpr_safety.training.options import RunSummary
 from kcpr_safety.training.replay_log import ReplayLog
 from kcpr_safety.training.sinks import JsonLines, Sink
 from kcpr_safety.training.stopping import Interrupted, stop_requests
-from kcpr_safety.training.validation import Validation, better
+from kcpr_safety.training.validation import Validation, better, evaluation_line
 from kcpr_safety.transition import Batch
 
 CHECKPOINT_PERIOD_S = 60.0
@@ -268,7 +268,7 @@ class Training:
         row["kept"] = better(row, self.best)
         if row["kept"]:
             self.best = row
-            write_policy(self.folder / RUN_FILE, policy)
+            write_policy(self.folder / RUN_FILE, set_right(policy, evaluation_line(row)))
         return row
 
     def _policy(self) -> PolicyFile:

@@ -9,6 +9,11 @@ alone. Feasible comes first, which is a punishment within the budget with a stan
 (rare, long punishments make the mean of forty episodes uncertain by several units), and so each
 stream within its own; among those counts the return, and while there is none, the least punishment:
 with streams, that over its budget where it is most.
+
+The episodes that judge a policy also set its evaluation critic right: the kept file's Q_C is
+offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). While it
+learns, Q_C lags: its slow target takes 1 / (target_rate (1 - gamma)) updates to follow, and one
+four times as quick drifts upwards instead (docs/experiments.md).
 """
 
 import math
@@ -22,7 +27,7 @@ from kcpr_safety.cards import TaskCard
 from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.policy_file import PolicyFile
 from kcpr_safety.seeds import FIRST_VALIDATION_SEED, VALIDATION_SEEDS, consecutive_seeds
-from kcpr_safety.stats import over_budget
+from kcpr_safety.stats import Line, over_budget
 from kcpr_safety.training.evaluation import Critic, Episodes, act_together, critic_of, rollout
 
 EPISODES = 10
@@ -46,7 +51,8 @@ class Validation:
         self, policy: PolicyFile, steps: int, best: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         """The row of the log about the present policy; `best` is that of the one that is kept."""
-        done = self._run(policy, EPISODES, critic_of(policy))
+        critic = critic_of(policy)
+        done = self._run(policy, EPISODES, critic)
         row = {
             "kind": "validation",
             "steps": steps,
@@ -59,10 +65,11 @@ class Validation:
         }
         judged = self._judged(done)
         if judged["overspent"] <= 1.0 and _rank({**judged, "feasible": True}) > _rank(best):
-            judged = self._judged(self._run(policy, CONFIRMING))
-        return row | judged
+            done = self._run(policy, CONFIRMING, critic)
+            judged = self._judged(done)
+        return row | judged | {"critic_offset": done.line.offset, "critic_slope": done.line.slope}
 
-    def _run(self, policy: PolicyFile, episodes: int, critic: Critic | None = None) -> Episodes:
+    def _run(self, policy: PolicyFile, episodes: int, critic: Critic | None) -> Episodes:
         if self._world is None:
             seeds = consecutive_seeds(FIRST_VALIDATION_SEED, EPISODES)
             self._world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
@@ -117,6 +124,11 @@ class Validation:
 def better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
     """Whether a validated policy should take the place of the one that is kept."""
     return _rank(row) > _rank(best)
+
+
+def evaluation_line(row: Mapping[str, Any]) -> Line:
+    """What sets the judged policy's Q_C right."""
+    return Line(row["critic_offset"], row["critic_slope"])
 
 
 def _rank(row: Mapping[str, Any] | None) -> tuple[bool, float]:
