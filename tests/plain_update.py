@@ -28,7 +28,7 @@ def network(layers: list, member: int, x: torch.Tensor, *, norm: bool) -> torch.
 
 
 def policies(
-    layers: list, obs: torch.Tensor, *, coupled: bool, fixed: float = 0.0
+    layers: list, obs: torch.Tensor, *, coupled: bool, fixed: float = 0.0, scale: float = 1.0
 ) -> tuple[Gaussian, Gaussian]:
     """(reward policy, companion); each is constant where it anchors the other."""
     mean, raw = network(layers, 0, obs, norm=False).chunk(2, dim=-1)
@@ -36,7 +36,8 @@ def policies(
     own = mean, torch.full_like(mean, fixed).log() if fixed else log_std
     if not coupled:
         return own, own
-    offset, raw = network(layers, 1, obs, norm=False).chunk(2, dim=-1)
+    output, raw = network(layers, 1, obs, norm=False).chunk(2, dim=-1)
+    offset = output + (scale - 1.0) * output.detach()  # its step is that along the offset
     anchor, spread = (part.detach() for part in own)
     ratio = gaussian.squash_log_std(raw, *gaussian.LOG_RATIO_RANGE)
     return own, (anchor + spread.exp() * offset, spread + ratio)
@@ -91,7 +92,7 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         return gaussian.softened_kl(*policy, *(part.detach() for part in prior), b)
 
     with torch.no_grad():
-        shape = {"coupled": settings.coupled, "fixed": settings.fixed_deviation}
+        shape = {"coupled": settings.coupled, "fixed": settings.fixed_deviation, "scale": m / 0.1}
         reward_policy, companion = policies(actor, next_obs, **shape)
         action, log_prob = draw(reward_policy, there[0])
         companion_action, companion_log_prob = draw(companion, there[-1])

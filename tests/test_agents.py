@@ -250,11 +250,32 @@ def test_moments_never_sink_into_denormal_numbers() -> None:
 
 
 def test_the_targets_and_the_deployed_policy_follow_slowly() -> None:
-    learner = make(replace(SMALL, target_rate=0.25))
-    for follower, leader in ((learner.target, learner.critic), (learner.deployed, learner.actor)):
+    learner = make(replace(SMALL, target_rate=0.25, critic_target_rate=0.5))
+    for follower, leader, share in (
+        (learner.target, learner.critic, 0.5),
+        (learner.deployed, learner.actor, 0.25),
+    ):
         before = follower.flat.clone()
         learner.update(draw_batch(0))
-        torch.testing.assert_close(follower.flat, 0.75 * before + 0.25 * leader.flat)
+        torch.testing.assert_close(follower.flat, torch.lerp(before, leader.flat, share))
+
+
+def test_the_companion_follows_the_controller_at_once() -> None:
+    """Twice as far aside at twice the m, in the learner and in the file that it writes."""
+    learner = make()
+    obs = draw_batch(0).obs
+    offsets, files = [], []
+    for integral in (0.0, math.log(2.0)):
+        learner.controller.integral = math.log(0.05) + integral
+        heads = learner._heads(learner.actor(obs.expand(2, *obs.shape)))
+        assert heads.companion
+        offsets.append(heads.companion.offset.clone())
+        files.append(policy_tensors(learner)["actor.2.weight"][1])
+    assert offsets[0].abs().max() > 0.0
+    torch.testing.assert_close(offsets[1], 2.0 * offsets[0])
+    size = learner.task.action_size
+    torch.testing.assert_close(files[1][:, :size], 2.0 * files[0][:, :size])
+    torch.testing.assert_close(files[1][:, size:], files[0][:, size:])
 
 
 def test_the_learning_rate_falls_evenly() -> None:
@@ -501,7 +522,7 @@ def test_only_noiseless_environments_move_the_controller_and_they_act_as_deploye
 def test_exploration_leans_towards_the_companion_and_the_deployed_policy_does_not() -> None:
     def means(avoidance: float) -> tuple[torch.Tensor, Heads]:
         learner = make(replace(SMALL, num_envs=4, noiseless=0.5, avoidance=avoidance))
-        learner.actor.layers()[-1][1][1].fill_(0.7)  # the companion is somewhere else
+        learner.actor.layers()[-1][1][1].fill_(3.0)  # the companion is somewhere else
         learner.generator.manual_seed(3)
         obs = draw_batch(1, size=4).obs
         return torch.atanh(learner.act(obs)), heads(learner, obs)

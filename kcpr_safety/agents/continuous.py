@@ -16,12 +16,18 @@ hold the two together.
 
 The companion is expressed in the reward policy's own coordinates,
 
-    mean_P = mean_R + std_R * offset(s),    std_P = std_R * ratio(s),
+    mean_P = mean_R + std_R * offset(s),    std_P = std_R * ratio(s),    offset = (m / 0.1) o(s)
 
 with mean_R and std_R held constant for it. A companion with coordinates of its own must first be
 learned to where the reward policy already is; until then the KL to that lagging, sharp prior is a
 trust region that stalls the reward policy. Here the two agree from the start, the companion moves
 along with every step of the reward policy, and what it learns is only where to step aside.
+
+How far is mostly up to m: to first order the best offset is -m std_R Q_P' / (k_P0 b). The network's
+output o is therefore in units of m: the companion answers at once when the controller moves, and
+what it has wrong shrinks with m too. Else, as m falls, k_P = k_P0 / m charges that error ever more
+dearly, until Q_P consists of little else (docs/experiments.md). The step along o is that along the
+offset, for both terms of that gradient are of the same size at any m.
 
 Source: KCPR in arXiv:2606.28152; this continuous form is the project's own.
 """
@@ -50,6 +56,8 @@ from kcpr_safety.transition import Batch
 CRITICS = 6
 REWARD, PUNISHMENT, EVALUATION = slice(0, 2), slice(2, 4), slice(4, 6)
 """Members of the critic stack: twins per value."""
+OFFSET_M = 0.1
+"""The m at which the companion's output is its offset."""
 
 
 class Heads(NamedTuple):
@@ -281,7 +289,8 @@ class Learner:
             )
             self._tune_temperature(entropy)
         self._step()
-        self.average.lerp_(self.parameters, self.settings.target_rate)
+        self.average[:cut].lerp_(self.parameters[:cut], self.settings.target_rate)
+        self.average[cut:].lerp_(self.parameters[cut:], self.settings.critic_target_rate)
         if not measure:
             return {}
         per_episode = self.task.time_limit * (1.0 - self.settings.gamma) / self.punishment_scale
@@ -408,7 +417,7 @@ class Learner:
         slope = torch.addcmul(self._half, self._half * bend, bend, value=-1.0)
         if not self.settings.coupled:
             return Heads(mean, spread, factor, slope, None)
-        offset, std = mean[1], factor[0]
+        offset, std = mean[1] * self.offset_scale, factor[0]
         means = torch.stack([mean[0], torch.addcmul(mean[0], std, offset)])
         log_stds = torch.stack([spread[0], spread[0] + spread[1]])
         stds = torch.stack([std, std * factor[1]])
@@ -445,6 +454,11 @@ class Learner:
     def m(self) -> float:
         """The weight of punishment in force: the sum of all budgets' own, m_start at first."""
         return self.controller.m + sum(controller.m for controller in self.stream_controllers)
+
+    @property
+    def offset_scale(self) -> float:
+        """What the companion's output is multiplied by to be its offset."""
+        return self.m / OFFSET_M
 
     def weighed(self, batch: Batch) -> Float[Tensor, "batch"]:
         """The punishment that the punishment module learns from.

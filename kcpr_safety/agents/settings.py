@@ -99,7 +99,10 @@ class Settings:
     learning_rate_left: float = 0.1
     """Share of that step that is left at the end of training; it falls evenly."""
     target_rate: float = 0.005
-    """Share of critics (actors) that enters their targets (the deployed policy) at each update."""
+    """Share of the actors that enters the deployed policy at each update."""
+    critic_target_rate: float = 0.02
+    """Share of the critics that enters their targets at each update: values then follow within
+    1 / (0.02 (1 - gamma)) = 5,000 updates, and layer normalisation keeps them steady enough."""
     batch: int = 256
     """Transitions per update."""
     updates_per_step: float = 0.25
@@ -171,6 +174,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-8, 1.0),
     "learning_rate_left": (0.0, 1.0),
     "target_rate": (1e-6, 1.0),
+    "critic_target_rate": (1e-6, 1.0),
     "batch": (1, 65_536),
     "updates_per_step": (0.0, 64.0),
     "num_envs": (1, 4096),

@@ -29,7 +29,7 @@ def policy_tensors(learner: Learner) -> dict[str, Tensor]:
             tensors[f"{name}.{i}.weight"] = weight.cpu().clone()
             tensors[f"{name}.{i}.bias"] = bias.cpu().clone()
     for offset in _offset_heads(tensors):
-        offset.mul_(learner.settings.fallback_lean)
+        offset.mul_(learner.settings.fallback_lean * learner.offset_scale)
     return tensors
 
 
@@ -77,7 +77,7 @@ def warm_start(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     if learner.settings.coupled:
         weight, bias = learner.actor.layers()[-1]
         for part in (weight, bias):
-            _offsets(part).div_(learner.settings.fallback_lean)
+            _offsets(part).div_(learner.settings.fallback_lean * learner.offset_scale)
     learner.target.flat.copy_(learner.critic.flat)
     learner.deployed.flat.copy_(learner.actor.flat)
     learner.normaliser.begin(tensors, float(learner.settings.random_steps))

@@ -47,7 +47,7 @@ class Sb3Sac:
             learning_rate=settings.learning_rate,
             buffer_size=count,
             batch_size=settings.batch,
-            tau=settings.target_rate,
+            tau=settings.critic_target_rate,
             gamma=settings.gamma,
             policy_kwargs={"net_arch": [settings.width] * settings.depth},
             seed=seed,
