@@ -540,7 +540,7 @@ def test_the_fallback_of_a_file_is_where_exploration_leaned_to() -> None:
     learner = make(replace(SMALL, avoidance=4.0, noiseless=0.0))
     weight, bias = learner.actor.layers()[-1]
     weight[:, :, 2:], bias[0, :, 2:] = 0.0, -20.0  # log std at its bound
-    bias[1, :, :2] = 10.0
+    bias[1, :, :2] = 40.0
     learner.deployed.flat.copy_(learner.actor.flat)
     obs = draw_batch(1, size=4).obs
     contract = fake_contract(obs=3, actions=2)
