@@ -108,7 +108,7 @@ class Critic:
         warm_start(learner, policy.tensors)
         self.gamma = settings.gamma
         self.scale = learner.punishment_scale
-        """What one punished step counts to the critics."""
+        """What one unit of punishment is to the critics."""
         self._learner = learner
         self._low = np.array([entry.low for entry in contract.action])
         self._high = np.array([entry.high for entry in contract.action])

@@ -11,9 +11,9 @@ stream within its own; among those counts the return, and while there is none, t
 with streams, that over its budget where it is most.
 
 The episodes that judge a policy also set its evaluation critic right: the kept file's Q_C is
-offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). While it
-learns, Q_C lags: its slow target takes 1 / (target_rate (1 - gamma)) updates to follow, and one
-four times as quick drifts upwards instead (docs/experiments.md).
+offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). As it is
+learned it has a bias: what has a slow target lags, what has a quick one drifts upwards
+(docs/experiments.md).
 """
 
 import math
