@@ -87,6 +87,12 @@ class Contract:
     def action_size(self) -> int:
         return len(self.action)
 
+    @property
+    def closeness(self) -> tuple[bool, ...]:
+        """Which observations are bounded to [0, 1], as a lidar's closeness is: 1 at the object, 0
+        at the end of its range."""
+        return tuple(entry.low == 0.0 and entry.high == 1.0 for entry in self.observation)
+
     def _check_commands(self) -> None:
         """A world must be able to execute every row."""
         what = f"{self.task}: commands"

@@ -1,12 +1,14 @@
 """What runs on the robot: raw physical observation in, actuator command out?
 
-    x        = clamp((obs - mean) * scale, -10, 10)
+    x        = clamp((obs - mean) * scale, -10, 10) + near * exp(15 (min(obs, 1) - 1))
     nominal  = squash(m_R)                      m_R, s_R: the reward module's pre-tanh mean and std
     fallback = squash(m_R + s_R * offset)       offset: the punishment module's, in those units,
                                                 as far as exploration leaned towards it
     squash   = clamp(low + (tanh(m) + 1) / 2 * (high - low), low, high)
 
-and where the contract has a table of commands,
+`near` is 0 for everything that is no closeness. A lidar's closeness tells metres evenly, so the
+decimetre that decides whether a hazard is entered is a tenth of its deviation, and lost in it: what
+is at hand is shown larger. Where the contract has a table of commands,
 
     nominal  = row argmax_a [ w_0 Q_R(x, a) + w_1 Q_P(x, a) ]      w = (h_R, b h_P)
     fallback = row argmax_a Q_P(x, a)                              Q_P: value of minus punishment
@@ -34,6 +36,9 @@ NON_FINITE = 1
 
 MAX_NORMALISED = 10.0
 """A normalised observation is clamped to this on both sides."""
+
+NEAR_GAIN = 15.0
+"""How quickly nearness is gone: of a lidar that reaches 3 m, to an e-th part within 0.2 m."""
 
 LOG_STD_RANGE = (-5.0, 1.0)
 """Bounds of the reward policy's log standard deviation; the offset is in its units."""
@@ -92,18 +97,21 @@ class Controller(nn.Module):
     safe: Tensor
     least: Tensor
     most: Tensor
+    near: Tensor
+    looks_near: bool
+    near_gain: float
     obs_size: int
     non_finite: int
 
     def __init__(
         self,
         pair: Stack,
-        normaliser: tuple[Tensor, Tensor],
+        normaliser: tuple[Tensor, Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
         rest: Tensor,
     ) -> None:
-        """`pair` are the networks of the reward and of the punishment module; `rest` is within the
-        bounds, and the answer to what is not finite."""
+        """`pair` are the networks of the reward and of the punishment module, `normaliser` is
+        (mean, scale, near); `rest` is within the bounds, and the answer to what is not finite."""
         super().__init__()
         low, high = bounds
         if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
@@ -112,9 +120,11 @@ class Controller(nn.Module):
         # TorchScript sees attributes, not the names of this file.
         self.obs_size = int(normaliser[0].shape[0])
         self.non_finite = NON_FINITE
+        self.looks_near, self.near_gain = bool(normaliser[2].any()), NEAR_GAIN
         for name, value in (
             ("mean", normaliser[0]),
             ("scale", normaliser[1]),
+            ("near", normaliser[2]),
             ("safe", rest),
             # As tensors: a number would be made into one in every call.
             ("least", torch.full_like(normaliser[0], -MAX_NORMALISED)),
@@ -156,6 +166,10 @@ class Controller(nn.Module):
         self.refuse(obs)
         # NaN passes a clamp, so it has to go before; its row is overruled by the safe action.
         finite = torch.nan_to_num(obs, 0.0, 0.0, 0.0)
+        if self.looks_near:
+            nearness = torch.exp((torch.clamp(finite, max=1.0) - 1.0) * self.near_gain) * self.near
+            x = finite.sub_(self.mean).mul_(self.scale).clamp_(self.least, self.most)
+            return x.add_(nearness)
         return finite.sub_(self.mean).mul_(self.scale).clamp_(self.least, self.most)
 
     def finite_rows(self, obs: Tensor) -> Tensor:
@@ -189,7 +203,7 @@ class ContinuousController(Controller):
     def __init__(
         self,
         pair: Stack,
-        normaliser: tuple[Tensor, Tensor],
+        normaliser: tuple[Tensor, Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
         rest: Tensor,
     ) -> None:
@@ -242,7 +256,7 @@ class DiscreteController(Controller):
     def __init__(
         self,
         pair: Stack,
-        normaliser: tuple[Tensor, Tensor],
+        normaliser: tuple[Tensor, Tensor, Tensor],
         bounds: tuple[Tensor, Tensor],
         rest: Tensor,
         choice: tuple[Tensor, Tensor],
@@ -269,7 +283,9 @@ def controller_from_tensors(tensors: Mapping[str, Tensor], contract: Contract) -
         torch.tensor([entry.low for entry in contract.action], dtype=torch.float32),
         torch.tensor([entry.high for entry in contract.action], dtype=torch.float32),
     )
-    normaliser = (tensors["obs_mean"], tensors["obs_scale"])
+    mean = tensors["obs_mean"]
+    near = tensors.get("obs_near", torch.zeros_like(mean))
+    normaliser = mean, tensors["obs_scale"], near
     rest = torch.tensor(contract.rest, dtype=torch.float32).clamp(*bounds)
     if contract.commands:
         commands = torch.tensor(contract.commands, dtype=torch.float32).clamp(*bounds)

@@ -5,6 +5,8 @@ A safetensors file with fixed tensor names, and everything else as text in its h
     obs_mean [O], obs_scale [O]        normalisation: (obs - mean) * scale
     obs_low [O], obs_high [O]          what training saw, at least and at most; files of schema
                                        version 1 lack the two
+    obs_near [O]                       what an observation of closeness adds at 1
+                                       (see `controller`); in files of schema version 3 alone
     actor.{i}.weight [2, in, out]      member 0: reward module, 1: punishment module; ReLU between
     actor.{i}.bias [2, 1, out]         last out = 2 A: pre-tanh mean (of the punishment module: the
                                        fallback's offset in the reward module's deviations), then
@@ -40,8 +42,9 @@ from kcpr_safety.files import atomic_write, read_limited
 from kcpr_safety.tensor_file import pack, unpack
 from kcpr_safety.texts import json_object
 
-SCHEMA_VERSIONS = ("1", "2")
-"""Those that are read: 1 is without the range of the observations, and so is what is read."""
+SCHEMA_VERSIONS = ("1", "2", "3")
+"""Those that are read: 1 is without the range of the observations, and so is what is read; 3 has
+nearness, with or without that range."""
 RUN_FILE = "policy.safetensors"
 BUNDLE_FILE = "weights.safetensors"
 MODULES = 2
@@ -53,6 +56,7 @@ _KEYS = ("agent", "contract", "schema_version", "seed", "settings", "steps", "ta
 _LAYER = re.compile(r"(actor|critic|q)\.(\d+)\.(weight|bias)")
 _NORMALISER = ("obs_mean", "obs_scale")
 RANGE = ("obs_low", "obs_high")
+NEAR = "obs_near"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class PolicyFile:
 
     @property
     def schema_version(self) -> str:
-        return "2" if RANGE[0] in self.tensors else "1"
+        return _version(self.tensors)
 
     def metadata(self) -> dict[str, str]:
         """All but the tensors, as the file's header holds it."""
@@ -131,8 +135,9 @@ def policy_from_bytes(data: bytes, name: str) -> PolicyFile:
         found = "has no schema_version" if version is None else f"has schema version '{version}'"
         known = "' or '".join(SCHEMA_VERSIONS)
         raise FileFault(f"{name} {found}; a policy file of this package has '{known}'")
-    if (version == "2") != (RANGE[0] in tensors):
-        raise FileFault(f"{name} has schema version {version}, but not its tensors: {RANGE[0]}")
+    if version != _version(tensors):
+        least = {"2": RANGE[0], "3": NEAR}.get(version, f"no {RANGE[0]}, no {NEAR}")
+        raise FileFault(f"{name} has schema version {version}, but not its tensors: {least}")
     if set(metadata) != set(_KEYS):
         odd = ", ".join(sorted(set(metadata) ^ set(_KEYS)))
         raise FileFault(f"{name} is not a policy file: its header is missing or adds {odd}")
@@ -151,7 +156,7 @@ def policy_from_bytes(data: bytes, name: str) -> PolicyFile:
 def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) -> None:
     """Raise `FileFault` unless names, shapes, types and values are those of the format."""
     discrete = bool(contract.commands)
-    plain = (*_NORMALISER, *RANGE, *(("logit_weights",) if discrete else ()))
+    plain = (*_NORMALISER, *RANGE, NEAR, *(("logit_weights",) if discrete else ()))
     stacks = ("q",) if discrete else ("actor", "critic")
     for key, tensor in tensors.items():
         layer = _LAYER.fullmatch(key)
@@ -177,6 +182,10 @@ def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) 
             _expect(tensors, key, (obs,), name)
         if bool((tensors["obs_low"] > tensors["obs_high"]).any()):
             raise FileFault(f"{name}: obs_low is above obs_high")
+    if NEAR in tensors:
+        _expect(tensors, NEAR, (obs,), name)
+        if bool((tensors[NEAR] < 0).any()):
+            raise FileFault(f"{name}: {NEAR} must not be negative")
     if discrete:
         _check_stack(tensors, "q", obs, len(contract.commands), name)
         _expect(tensors, "logit_weights", (MODULES,), name)
@@ -187,6 +196,11 @@ def check_tensors(tensors: Mapping[str, Tensor], contract: Contract, name: str) 
         _check_stack(tensors, "critic", obs + action, None, name)
     if tensors[f"{stacks[0]}.0.weight"].shape[0] != MODULES:
         raise FileFault(f"{name}: {stacks[0]}.0.weight must have {MODULES} members")
+
+
+def _version(tensors: Mapping[str, Tensor]) -> str:
+    """The schema version of a file that holds these."""
+    return "3" if NEAR in tensors else "2" if RANGE[0] in tensors else "1"
 
 
 def layer_count(tensors: Mapping[str, Tensor], stack: str) -> int:

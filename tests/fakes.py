@@ -67,6 +67,13 @@ def fake_policy(
     return PolicyFile(tensors, contract, "kcpr", seed, 90_000, settings)
 
 
+def seeing_near(policy: PolicyFile, near: float = 3.0) -> PolicyFile:
+    """That policy, to which its first and its last observation are closeness."""
+    added = torch.zeros(policy.contract.obs_size)
+    added[0], added[-1] = near, 0.5 * near
+    return replace(policy, tensors={**policy.tensors, "obs_near": added})
+
+
 def fake_servo_policy(seed: int = 0, *, gain: float = 1.0) -> PolicyFile:
     """A random policy of targets for two joints, whose rest pose is neither zero nor the middle."""
     contract = fake_contract()

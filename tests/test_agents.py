@@ -322,6 +322,40 @@ def test_files_know_the_range_of_what_was_observed() -> None:
     assert "obs_low" not in policy_tensors(Learner(SMALL, TASK, num_envs=4, seed=0))
 
 
+CLOSE = TASK._replace(closeness=(True, False, True))
+
+
+def test_the_networks_see_while_learning_what_the_controller_shows_them() -> None:
+    learner = Learner(SMALL, CLOSE, num_envs=4, seed=0)
+    learner.observe(draw_batch(99, size=4), torch.zeros(4, dtype=torch.bool))
+    tensors = policy_tensors(learner)
+    assert tensors["obs_near"].tolist() == [10.0, 0.0, 10.0]
+    obs = torch.cat([draw_batch(1).obs, torch.rand(32, 3), torch.full((1, 3), 1e30)])
+    shown = controller_from_tensors(tensors, fake_contract(obs=3)).normalise(obs)
+    assert torch.equal(learner.normaliser(obs), shown)
+    assert not torch.equal(make().normaliser(obs), shown)
+
+
+def test_no_file_tells_of_nearness_where_there_is_none() -> None:
+    assert "obs_near" not in policy_tensors(make())
+    blind = replace(SMALL, nearness=0.0)
+    assert "obs_near" not in policy_tensors(Learner(blind, CLOSE, num_envs=4, seed=0))
+
+
+def test_who_begins_with_a_policy_or_goes_on_sees_as_before() -> None:
+    first = Learner(SMALL, CLOSE, num_envs=4, seed=0)
+    plain = make()
+    again = make(seed=7)
+    warm_start(again, policy_tensors(first))
+    assert again.normaliser.near.tolist() == [10.0, 0.0, 10.0]
+    warm_start(again, policy_tensors(plain))
+    assert not bool(again.normaliser.near.any())
+    restore(again, {name: value.clone() for name, value in snapshot(first).items()})
+    obs = draw_batch(5).obs
+    assert torch.equal(again.normaliser(obs), first.normaliser(obs))
+    assert not torch.equal(plain.normaliser(obs), first.normaliser(obs))
+
+
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
     saved = snapshot(make(replace(SMALL, width=8)))
     with pytest.raises(TrainingFault, match="does not fit"):

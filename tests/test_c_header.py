@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import fake_discrete_policy, fake_policy, fake_servo_policy
+from fakes import fake_discrete_policy, fake_policy, fake_servo_policy, seeing_near
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
@@ -256,6 +256,22 @@ def test_a_layer_norm_in_the_critics_is_in_the_c_too(tmp_path: Path) -> None:
         risk = eager.act(obs)[1].item()
         assert compiled.act(row)[1] == pytest.approx(risk, rel=1e-4, abs=1e-5)
     assert risk != plain.act(obs)[1].item()
+
+
+def test_what_is_near_looks_larger_in_the_c_too(tmp_path: Path) -> None:
+    policy = seeing_near(fake_policy(4))
+    compiled = Compiled(policy, calibrated(policy), tmp_path)
+    eager = assured(policy, calibrated(policy)).policy
+    plain = assured(fake_policy(4), calibrated(policy)).policy
+    differ = 0
+    for row in observations(5, 100):
+        obs = torch.from_numpy(row[None])
+        if compiled.check(row) & 1:
+            continue
+        nominal = compiled.command("nominal", row)
+        assert nominal == pytest.approx(eager.nominal(obs)[0].numpy(), rel=1e-4, abs=1e-5)
+        differ += not np.allclose(nominal, plain.nominal(obs)[0].numpy(), atol=1e-2)
+    assert differ > 20
 
 
 def test_the_header_alone_compiles_everywhere_and_never_allocates(

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from fakes import fake_contract, fake_policy
+from fakes import fake_contract, fake_policy, seeing_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +68,41 @@ def test_nominal_by_hand(obs: float, expected: float) -> None:
 def test_fallback_by_hand(raw_log_std: float, obs: float, expected: float) -> None:
     action = one_by_one(raw_log_std).fallback(torch.tensor([[obs]]))
     assert action.item() == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("obs", "seen"),
+    [
+        (1.0, 3.5),  # (1 - 2) / 2 = -.5, and 4 more
+        (0.9, 0.34252064),  # -.55 + 4 exp(-1.5)
+        (0.0, -0.99999878),  # -1 + 4 exp(-15)
+        (7.0, 6.5),  # 2.5, and never more than 4
+        (1e30, 14.0),  # the clamp comes first
+        (-1e30, -10.0),
+        (math.nan, -0.99999878),  # as 0: what it says is not used
+    ],
+)
+def test_what_is_near_looks_larger_by_hand(obs: float, seen: float) -> None:
+    tensors = {
+        "obs_mean": torch.tensor([2.0]),
+        "obs_scale": torch.tensor([0.5]),
+        "obs_near": torch.tensor([4.0]),
+        "actor.0.weight": torch.ones(2, 1, 2),
+        "actor.0.bias": torch.zeros(2, 1, 2),
+    }
+    contract = fake_contract(obs=1, actions=1)
+    x = controller_from_tensors(tensors, contract).normalise(torch.tensor([[obs]]))
+    assert x.item() == pytest.approx(seen, rel=1e-6, abs=1e-6)
+
+
+def test_what_is_no_closeness_looks_as_it_is() -> None:
+    policy = seeing_near(fake_policy(3))
+    without = {name: part for name, part in policy.tensors.items() if name != "obs_near"}
+    obs = torch.rand(20, 5)
+    both = (controller_from_tensors(t, policy.contract) for t in (policy.tensors, without))
+    seen, plain = (controller.normalise(obs) for controller in both)
+    assert torch.equal(seen[:, 1:-1], plain[:, 1:-1])
+    assert bool((seen[:, [0, -1]] > plain[:, [0, -1]]).all())
 
 
 def test_hidden_layers_are_rectified() -> None:

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import STREAMS, fake_assurance, fake_contract, fake_policy, fake_run, fake_streams
+from fakes import (
+    STREAMS,
+    fake_assurance,
+    fake_contract,
+    fake_policy,
+    fake_run,
+    fake_streams,
+    seeing_near,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -332,7 +340,7 @@ def test_exporting_again_replaces_the_bundle(run: Path, bundle: Path, tmp_path: 
 
 
 # Actions that saturate, so that a moved bound shows.
-LOUD = fake_policy(5, gain=2.5)
+LOUD = seeing_near(fake_policy(5, gain=2.5))
 
 
 # Ranges so narrow, and thresholds so far within the risks of golden observations (0 to 145), that

@@ -50,9 +50,15 @@ def with_range(low: float, high: float) -> dict[str, torch.Tensor]:
     return {**POLICY.tensors, "obs_low": torch.full((5,), low), "obs_high": torch.full((5,), high)}
 
 
-def test_files_of_both_schema_versions_come_back() -> None:
-    """What training saw is in version 2; files that were written before have no range."""
-    for tensors, version in ((POLICY.tensors, "1"), (with_range(-1.0, 2.0), "2")):
+def test_files_of_all_schema_versions_come_back() -> None:
+    """What training saw is in version 2, nearness in 3; older files have neither."""
+    near = {"obs_near": torch.tensor([0.0, 0.0, 10.0, 10.0, 0.0])}
+    for tensors, version in (
+        (POLICY.tensors, "1"),
+        (with_range(-1.0, 2.0), "2"),
+        (POLICY.tensors | near, "3"),
+        (with_range(-1.0, 2.0) | near, "3"),
+    ):
         policy = dataclasses.replace(POLICY, tensors=tensors)
         data = policy_to_bytes(policy, "NAME")
         assert unpack(data, "NAME")[1]["schema_version"] == version
@@ -166,7 +172,8 @@ def test_unbounded_actions_are_refused() -> None:
 
 HEADERS = {
     "has no schema_version": {"schema_version": None},
-    "has schema version '3'": {"schema_version": "3"},
+    "has schema version '4'": {"schema_version": "4"},
+    "version 3, but not its tensors: obs_near": {"schema_version": "3"},
     "version 2, but not its tensors": {"schema_version": "2"},
     "missing or adds seed": {"seed": None},
     "missing or adds hat": {"hat": "1"},

@@ -124,7 +124,13 @@ class Learner:
             BudgetController(settings, budget, task.time_limit, 1.0 / (1 + len(task.streams)))
             for budget in (task.budget, *(budget for _, budget in task.streams))
         )
-        self.normaliser = Normaliser(task.obs_size, num_envs, settings.gamma, device=self.device)
+        self.normaliser = Normaliser(
+            task.obs_size,
+            num_envs,
+            settings.gamma,
+            device=self.device,
+            near=settings.nearness * torch.tensor(task.closeness) if task.closeness else None,
+        )
         self.updates = 0
         self._inputs: dict[tuple[int, int], Tensor] = {}
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kcpr_safety.controller import MAX_NORMALISED
+from kcpr_safety.controller import MAX_NORMALISED, NEAR_GAIN
 
 OBS_DEVIATION_FLOOR = 1e-2
 """An entry that hardly varies is not blown up by more than the inverse of this."""
@@ -103,8 +103,11 @@ class Normaliser:
         *,
         device: torch.device | str = "cpu",
         active: bool = True,
+        near: Tensor | None = None,
     ) -> None:
+        """`near` [obs]: how much larger what is close looks (see `controller`); None: not."""
         self.device, self.active = device, active
+        self.near = torch.zeros(obs_size) if near is None else near
         self.obs_moments = Moments(obs_size)
         self.obs_range = Extremes(obs_size)
         self.return_scale = ReturnScale(num_envs, gamma)
@@ -132,7 +135,10 @@ class Normaliser:
         if not self.active:
             return obs
         centred = (obs - self.obs_mean).mul_(self.obs_scale)
-        return centred.clamp_(-MAX_NORMALISED, MAX_NORMALISED)
+        centred.clamp_(-MAX_NORMALISED, MAX_NORMALISED)
+        if self._looks_near:
+            centred.add_(torch.exp((obs.clamp(max=1.0) - 1.0) * NEAR_GAIN) * self._near)
+        return centred
 
     @property
     def reward_scale(self) -> float:
@@ -146,6 +152,7 @@ class Normaliser:
         scale = (1.0 / deviation).float() if seen else torch.ones(len(deviation))
         self.obs_mean = self.obs_moments.mean.float().to(self.device)
         self.obs_scale = scale.to(self.device)
+        self._near, self._looks_near = self.near.to(self.device), bool(self.near.any())
 
     def begin(self, tensors: Mapping[str, Tensor], rows: float) -> None:
         """A policy file's normaliser, as if seen in this many rows: new data soon outweighs it."""
@@ -154,6 +161,7 @@ class Normaliser:
         self.obs_moments.squares.copy_(rows * tensors["obs_scale"].double().pow(-2))
         if "obs_low" in tensors:
             self.obs_range.merge(tensors["obs_low"], tensors["obs_high"])
+        self.near = tensors.get("obs_near", torch.zeros_like(self.near)).clone()
         self.refresh()
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -165,6 +173,7 @@ class Normaliser:
             "obs_squares": self.obs_moments.squares,
             "obs_low": self.obs_range.low,
             "obs_high": self.obs_range.high,
+            "obs_near": self.near,
             "return_count": moments.count,
             "return_mean": moments.mean,
             "return_squares": moments.squares,
@@ -179,6 +188,7 @@ class Normaliser:
             moments.squares = tensors[f"{prefix}_squares"].clone()
         self.obs_range.low = tensors["obs_low"].clone()
         self.obs_range.high = tensors["obs_high"].clone()
+        self.near = tensors["obs_near"].clone()
         self.return_scale.running = tensors["return_running"].clone()
         self.return_scale.refresh()
         self.refresh()

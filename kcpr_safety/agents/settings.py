@@ -85,6 +85,11 @@ class Settings:
     """Hidden layers."""
     layer_norm: bool = True
     """Normalise the critics' hidden layers."""
+    nearness: float = 10.0
+    """How much larger something at hand looks, in deviations (see `controller`): from within
+    a hazard to a hand's breadth beside it, a lidar's closeness changes by a tenth of a deviation,
+    and no critic learns that a step in between decides; 0 leaves observations as they are. A run
+    that began with a policy (`--init`) sees as that did."""
     gamma: float = 0.99
     """Discount per step."""
     n_step: int = 1
@@ -168,6 +173,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "fixed_deviation": (0.0, 1.0),
     "width": (1, 4096),
     "depth": (1, 7),
+    "nearness": (0.0, 100.0),
     "gamma": (0.0, 0.99999),
     "n_step": (1, 100),
     "hindsight": (0.0, 1.0),

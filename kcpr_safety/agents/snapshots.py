@@ -21,6 +21,8 @@ def policy_tensors(learner: Learner) -> dict[str, Tensor]:
         "obs_scale": learner.normaliser.obs_scale.cpu().clone(),
         **learner.normaliser.obs_range.tensors(),
     }
+    if bool(learner.normaliser.near.any()):
+        tensors["obs_near"] = learner.normaliser.near.clone()
     for name, stack in (("actor", learner.deployed), ("critic", learner.critic)):
         for i, (weight, bias) in enumerate(stack.layers()):
             if name == "actor" and not learner.settings.coupled:

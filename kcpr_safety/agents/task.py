@@ -23,6 +23,8 @@ class Task(NamedTuple):
 
     goal: Goal | None = None
     """What its episodes are after, where observations say so."""
+    closeness: tuple[bool, ...] = ()
+    """Which observations tell how close something is (`Contract.closeness`); empty if none does."""
 
     @property
     def ratios(self) -> tuple[float, ...]:

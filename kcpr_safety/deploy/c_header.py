@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kcpr_safety.assurance import Assurance
 from kcpr_safety.assured import EVALUATION
-from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED
+from kcpr_safety.controller import LOG_STD_RANGE, MAX_NORMALISED, NEAR_GAIN
 from kcpr_safety.deploy.archive import extras_of
 from kcpr_safety.deploy.bundle import CONTRACT_EXTRA
 from kcpr_safety.deploy.keys import trusted_keys
@@ -26,7 +26,13 @@ from kcpr_safety.deploy.native import SOURCES
 from kcpr_safety.deploy.script import CONTROLLER_FILE
 from kcpr_safety.files import atomic_write
 from kcpr_safety.networks import LAYER_NORM_EPS
-from kcpr_safety.policy_file import BUNDLE_FILE, PolicyFile, layer_count, policy_from_bytes
+from kcpr_safety.policy_file import (
+    BUNDLE_FILE,
+    NEAR,
+    PolicyFile,
+    layer_count,
+    policy_from_bytes,
+)
 from kcpr_safety.texts import json_object
 
 HEADER = "controller.h"
@@ -124,11 +130,13 @@ def _numbers(policy: PolicyFile, assurance: Assurance) -> dict[str, str]:
         "TWIN_LAYERS": layer_count(policy.tensors, "critic"),
         "TWIN_NORM": int(bool(policy.settings.get("layer_norm", False))),
         "FALLBACK": int(assurance.fallback),
+        "LOOKS_NEAR": int(NEAR in policy.tensors),
     }
     span = assurance.engage - assurance.release if assurance.fallback else 1.0
     floats = {
         "PERIOD_S": contract.period_s,
         "MAX_NORMALISED": MAX_NORMALISED,
+        "NEAR_GAIN": NEAR_GAIN,
         "LOG_STD_LOW": LOG_STD_RANGE[0],
         "LOG_STD_HIGH": LOG_STD_RANGE[1],
         "NORM_EPS": LAYER_NORM_EPS,
@@ -161,6 +169,8 @@ def _constants(policy: PolicyFile, assurance: Assurance) -> list[str]:
         "seen_low": assurance.seen_low,
         "seen_high": assurance.seen_high,
     }
+    if NEAR in tensors:
+        lists[NEAR] = tensors[NEAR].tolist()
     lines = [array(f"kcpr_{name}", values) for name, values in lists.items()]
     lines += _network("kcpr_reward", tensors, stack, 0)
     if contract.commands:

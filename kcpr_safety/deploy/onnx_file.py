@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from kcpr_safety.assured import AssuredController, ContinuousRisk, DiscreteRisk
-from kcpr_safety.controller import MAX_NORMALISED, ContinuousController, Stack
+from kcpr_safety.controller import MAX_NORMALISED, NEAR_GAIN, ContinuousController, Stack
 
 OPERATORS = 17
 IR_VERSION = 8
@@ -61,6 +61,10 @@ def onnx_bytes(controller: AssuredController) -> bytes:
     centred = graph.op("Sub", clean, graph.const(policy.mean))
     x = graph.op("Mul", centred, graph.const(policy.scale))
     x = graph.op("Clip", x, graph.const(-MAX_NORMALISED), graph.const(MAX_NORMALISED))
+    if policy.looks_near:
+        below = graph.op("Sub", graph.op("Min", clean, graph.const(1.0)), graph.const(1.0))
+        near = graph.op("Exp", graph.op("Mul", below, graph.const(NEAR_GAIN)))
+        x = graph.op("Add", x, graph.op("Mul", near, graph.const(policy.near)))
     if isinstance(policy, ContinuousController):
         nominal, fallback = _continuous(graph, policy, x)
         risk = _twins(graph, controller.critic, x, nominal)

@@ -15,7 +15,13 @@ from kcpr_safety.errors import TrainingFault
 from kcpr_safety.policy_file import PolicyFile
 
 _MOST = torch.finfo(torch.float32).max
-_UNSEEN = {"obs_mean": 0.0, "obs_scale": 1.0, "obs_low": _MOST, "obs_high": -_MOST}
+_UNSEEN = {
+    "obs_mean": 0.0,
+    "obs_scale": 1.0,
+    "obs_low": _MOST,
+    "obs_high": -_MOST,
+    "obs_near": 0.0,
+}
 """The normaliser's entries for a number that was never observed."""
 
 

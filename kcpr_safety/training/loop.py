@@ -71,6 +71,7 @@ class Training:
             contract.time_limit,
             tuple((stream.name, stream.budget) for stream in contract.streams),
             world.goal,
+            contract.closeness,
         )
         self.learner: AnyLearner = self.family.make(
             settings, task, settings.num_envs, config.seed, config.device

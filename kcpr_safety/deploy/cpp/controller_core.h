@@ -90,6 +90,9 @@ static inline void kcpr_normalise(const float *obs, float *x)
         const float finite = isfinite(obs[i]) ? obs[i] : 0.0f;
         x[i] = kcpr_clamp((finite - kcpr_obs_mean[i]) * kcpr_obs_scale[i], -KCPR_MAX_NORMALISED,
                           KCPR_MAX_NORMALISED);
+#if KCPR_LOOKS_NEAR
+        x[i] += kcpr_obs_near[i] * expf(KCPR_NEAR_GAIN * (fminf(finite, 1.0f) - 1.0f));
+#endif
     }
 }
 
