@@ -26,6 +26,17 @@ def make(task: str, num_envs: int = 3, threads: int = 1) -> Any:
     )
 
 
+@pytest.mark.parametrize(
+    "task", ["SafetyPointGoal1-v0", "SafetyCarButton1-v0", "SafetyHalfCheetahVelocity-v1"]
+)
+def test_only_lidars_tell_of_closeness(task: str) -> None:
+    world = make(task, num_envs=1)
+    contract = world.contract
+    for entry, close in zip(contract.observation, contract.closeness, strict=True):
+        assert close == ("_lidar_" in entry.name), entry.name
+    world.close()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     "task", ["SafetyPointGoal1-v0", "SafetyPointButton1-v0", "SafetyHalfCheetahVelocity-v1"]

@@ -463,6 +463,29 @@ def test_all_differences_are_told_and_words_are_none() -> None:
     assert [*differences(WALK, replace(other, budget=1.0))] == []
 
 
+def test_what_a_contract_calls_closeness_is_seen_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = envs.make_world
+
+    def with_a_lidar(*args: Any, **kwargs: Any) -> Sprint:
+        world: Any = plain(*args, **kwargs)
+        first, *others = world.contract.observation
+        observation = (replace(first, low=0.0, high=1.0), *others)
+        world.contract = replace(world.contract, observation=observation)
+        return world
+
+    monkeypatch.setattr(envs, "make_world", with_a_lidar)
+    run = tmp_path / "run"
+    train_run(options(run))
+    policy = read_policy(run)
+    assert policy.schema_version == "3"
+    near = policy.tensors["obs_near"]
+    assert near[0] == 10.0
+    assert not bool(near[1:].any())
+    assert evaluate_policy(run, 2, 10_000)["episodes"] == 2
+
+
 def test_evaluation_refuses_a_task_of_another_length(
     tmp_path: Path, toy_world: dict[str, Any]
 ) -> None:
