@@ -291,6 +291,15 @@ def test_an_earlier_format_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+def test_checkpoints_of_another_version_tell_the_way_out(tmp_path: Path) -> None:
+    two_checkpoints(tmp_path)
+    for path in checkpoint_files(tmp_path):
+        tensors, header = unpack(path.read_bytes(), "NAME")
+        path.write_bytes(pack(tensors, {**header, "schema_version": "3"}))
+    with pytest.raises(FileFault, match=r"version '3' is not known here.*--init"):
+        read_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -42,7 +42,7 @@ from kcpr_safety.training.replay_log import Chunk, ReplayLog
 
 CONFIG_FILE = "config.json"
 SCHEMA_VERSION = "1"
-CHECKPOINT_SCHEMA_VERSION = "3"
+CHECKPOINT_SCHEMA_VERSION = "4"
 GENERATIONS = 2
 """Checkpoints that are kept."""
 
@@ -286,7 +286,10 @@ def _read(path: Path) -> tuple[State, ReplayLog]:
     tensors, header = unpack(read_limited(path, _MAX_CHECKPOINT_BYTES), str(path))
     try:
         if header["schema_version"] != CHECKPOINT_SCHEMA_VERSION:
-            raise ValueError(f"schema version {header['schema_version']!r} is not known here")
+            raise ValueError(
+                f"schema version {header['schema_version']!r} is not known here; a new run can "
+                f"start from its policy (kcpr-safety train TASK --init {path.parent})"
+            )
         counters = _counters(json_object(header["counters"]))
         chunks = [Chunk.from_record(record) for record in json_value(header["chunks"])]
         groups: dict[str, dict[str, Tensor]] = {"learner": {}, "world": {}, "loop": {}}
