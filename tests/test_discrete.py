@@ -18,6 +18,7 @@ from fakes import (
     fake_policy,
     fake_run,
     reseal,
+    seeing_near,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ from kcpr_safety.policy_file import policy_from_bytes, policy_to_bytes
 from kcpr_safety.tensor_file import pack
 from kcpr_safety.training.evaluation import critic_of, rollout
 
-POLICY = fake_discrete_policy(3)
+POLICY = seeing_near(fake_discrete_policy(3))
 
 
 # ------------------------------------------------------------------------------------- contract
