@@ -107,7 +107,7 @@ class Normaliser:
     ) -> None:
         """`near` [obs]: how much larger what is close looks (see `controller`); None: not."""
         self.device, self.active = device, active
-        self.near = torch.zeros(obs_size) if near is None else near
+        self._look(torch.zeros(obs_size) if near is None else near)
         self.obs_moments = Moments(obs_size)
         self.obs_range = Extremes(obs_size)
         self.return_scale = ReturnScale(num_envs, gamma)
@@ -152,7 +152,11 @@ class Normaliser:
         scale = (1.0 / deviation).float() if seen else torch.ones(len(deviation))
         self.obs_mean = self.obs_moments.mean.float().to(self.device)
         self.obs_scale = scale.to(self.device)
-        self._near, self._looks_near = self.near.to(self.device), bool(self.near.any())
+
+    def _look(self, near: Float[Tensor, "obs"]) -> None:
+        """From now on what is close looks larger by so much."""
+        self.near, self._near = near, near.to(self.device)
+        self._looks_near = bool(near.any())
 
     def begin(self, tensors: Mapping[str, Tensor], rows: float) -> None:
         """A policy file's normaliser, as if seen in this many rows: new data soon outweighs it."""
@@ -161,7 +165,7 @@ class Normaliser:
         self.obs_moments.squares.copy_(rows * tensors["obs_scale"].double().pow(-2))
         if "obs_low" in tensors:
             self.obs_range.merge(tensors["obs_low"], tensors["obs_high"])
-        self.near = tensors.get("obs_near", torch.zeros_like(self.near)).clone()
+        self._look(tensors.get("obs_near", torch.zeros_like(self.near)).clone())
         self.refresh()
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -188,7 +192,7 @@ class Normaliser:
             moments.squares = tensors[f"{prefix}_squares"].clone()
         self.obs_range.low = tensors["obs_low"].clone()
         self.obs_range.high = tensors["obs_high"].clone()
-        self.near = tensors["obs_near"].clone()
+        self._look(tensors["obs_near"].clone())
         self.return_scale.running = tensors["return_running"].clone()
         self.return_scale.refresh()
         self.refresh()
