@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from benchmarks import AGENTS, MORE_TASKS, TASKS, fake_row, fake_rows, write_rows
 from fakes import fake_policy, fake_run, fake_streams
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import Document
 
+from kcpr_safety.envs import make_world, resolve
 from kcpr_safety.errors import FileFault
 from kcpr_safety.report import build_report
 from kcpr_safety.report.benchmark_build import ablations
@@ -25,6 +27,7 @@ from kcpr_safety.report.numbers import short
 from kcpr_safety.report.published import published, read_progress, references, sources
 from kcpr_safety.report.standings import across, compare_trials, standing
 from kcpr_safety.report.trials import Trial, read_trials, trial_from, untimed
+from kcpr_safety.seeds import training_seeds
 from kcpr_safety.stats import share_interval
 
 TASK = TASKS[0]
@@ -418,7 +421,8 @@ def test_ten_tasks_four_agents_five_seeds_in_a_minute(tmp_path: Path) -> None:
     page, record = built(tmp_path, rows)
     assert time.process_time() - started < 60
     assert len(page) < 5 * 2**20
-    assert len(record["comparisons"]) == 10 and len(record["across"]["tasks"]) == 10
+    assert len(record["comparisons"]) == 10
+    assert len(record["across"]["tasks"]) == 9  # PointCircle1 has nothing equal to measure by
 
 
 class TestPublished:
@@ -430,7 +434,19 @@ class TestPublished:
         for p in found:
             assert p.steps in (1_000_000, 3_000_000, 10_000_000)
             assert p.budget == 25.0 and p.punishment_mean >= 0
-        assert set(references()) == tasks
+        assert set(references()) == tasks - {p.task for p in found if p.unequal}
+
+    def test_nothing_is_measured_by_more_than_physics_allow(self) -> None:
+        """PointCircle1: a step returns a tenth of the speed at most, and an episode has 500."""
+        world = make_world(resolve("SafetyPointCircle1-v0"), 1, episode_seeds=training_seeds(0))
+        world.reset()
+        for _ in range(200):
+            obs, *_ = world.step(np.array([[1.0, 0.0]]))
+        speed = float(np.hypot(*obs[0, 3:5]))
+        assert 1.4 < speed < 1.5
+        circling = published("SafetyPointCircle1-v0")
+        assert max(p.return_mean for p in circling) > 0.1 * 1.5 * 500
+        assert all(p.unequal for p in circling) and "SafetyPointCircle1-v0" not in references()
 
     def test_figures_as_they_were_printed(self) -> None:
         """Checked by hand against the tables that they were taken from."""

@@ -138,6 +138,7 @@ def published_table(comparison: Comparison, imported: Sequence[Published]) -> st
         told = "equal" if p.steps == own else f"{short(ratio)} times ours"
         within = "mean within" if p.feasible else "over"
         budget = "unknown" if math.isinf(p.budget) else short(p.budget)
+        protocol = f"{p.protocol}; not equal: {p.unequal}" if p.unequal else p.protocol
         rows.append(
             (
                 escape(p.agent),
@@ -148,7 +149,7 @@ def published_table(comparison: Comparison, imported: Sequence[Published]) -> st
                     Cell(f"{p.steps:,}<small>{told}</small>", p.steps),
                     Cell(budget, p.budget if math.isfinite(p.budget) else None),
                     Cell(f"{p.seeds or '–'}", p.seeds),
-                    Cell(f"{escape(p.protocol)}<small>{escape(p.source)}</small>"),
+                    Cell(f"{escape(protocol)}<small>{escape(p.source)}</small>"),
                 ],
             )
         )

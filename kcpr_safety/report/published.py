@@ -49,6 +49,8 @@ class Published:
     budget: float
     source: str
     protocol: str
+    unequal: str = ""
+    """Why its return cannot be measured on the task as we run it; empty: it can."""
     curve: tuple[tuple[float, float, float], ...] = ()
     """Steps, return and punishment, of what was imported."""
 
@@ -90,6 +92,7 @@ def published(task: str) -> list[Published]:
                         budget=of["budget"],
                         source=of["source"],
                         protocol=of["protocol"],
+                        unequal=of.get("unequal", {}).get(task, ""),
                     )
                 )
     found.sort(key=lambda p: (not p.feasible, -p.return_mean))
@@ -97,10 +100,11 @@ def published(task: str) -> list[Published]:
 
 
 def references() -> dict[str, float]:
-    """Task -> the best published return of an agent whose mean is within the budget."""
+    """Task -> the best published return of an agent whose mean is within the budget; of equal
+    tasks alone."""
     best: dict[str, float] = {}
     for task in {row[0] for of in _data()["tables"].values() for row in of["rows"]}:
-        feasible = [p.return_mean for p in published(task) if p.feasible]
+        feasible = [p.return_mean for p in published(task) if p.feasible and not p.unequal]
         if feasible and max(feasible) > 0:
             best[task] = max(feasible)
     return best
