@@ -30,10 +30,9 @@ from kcpr_safety.training.calibration import (
     assured_act,
     calibrate,
     conformal,
-    known_steps,
     reliability,
 )
-from kcpr_safety.training.evaluation import Trace, discounted
+from kcpr_safety.training.evaluation import Trace, discounted, known_steps
 
 
 def trace(punishments: list[float], *, terminated: bool = True) -> Trace:
@@ -60,8 +59,9 @@ def test_discounted_by_hand() -> None:
 
 def test_the_future_of_a_cut_episode_is_known_only_far_from_its_end() -> None:
     assert known_steps(trace([0.0] * 50), 0.75) == 50
-    assert known_steps(trace([0.0] * 50, terminated=False), 0.75) == 38  # 3 horizons of 4
-    assert known_steps(trace([0.0] * 11, terminated=False), 0.75) == 0
+    assert known_steps(trace([0.0] * 50, terminated=False), 0.75) == 30  # 5 horizons of 4
+    assert known_steps(trace([0.0] * 20, terminated=False), 0.75) == 10  # none left: half of that
+    assert known_steps(trace([0.0] * 10, terminated=False), 0.75) == 0
 
 
 def test_reliability_by_hand() -> None:

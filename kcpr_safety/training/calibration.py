@@ -49,6 +49,7 @@ from kcpr_safety.training.evaluation import (
     act_together,
     collect,
     discounted,
+    known_steps,
     torch_threads,
     world_of,
 )
@@ -67,8 +68,6 @@ BLEND_S = 0.1
 SOFT_START_S = 0.2
 EARNED_SHARE = 0.5
 RETURN_SHARE = 0.05
-_TAIL = 3.0
-"""A step's discounted future counts as known this many horizons before an episode is cut off."""
 
 Values = Float[np.ndarray, "steps"]
 
@@ -198,12 +197,6 @@ def assured_act(step: Callable[..., Any], initial: torch.Tensor, rows: int) -> A
         return command
 
     return act
-
-
-def known_steps(trace: Trace, gamma: float) -> int:
-    """Steps whose discounted future is known."""
-    length = len(trace.obs)
-    return length if trace.terminated else max(0, length - math.ceil(_TAIL / (1.0 - gamma)))
 
 
 def reliability(

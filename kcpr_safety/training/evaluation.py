@@ -43,7 +43,8 @@ SIDE_BY_SIDE = 10
 """Episodes that are simulated at once; the results do not depend on it."""
 
 _TAIL = 5.0
-"""A step's discounted future counts as known this many effective horizons before the end."""
+"""A step's discounted future counts as known this many effective horizons before an episode is cut
+off (what is missing weighs 0.7 %); half as many where no step would be left (8 %)."""
 
 Act = Callable[[Any, np.ndarray], np.ndarray]
 """(controller, observations of all environments) -> commands"""
@@ -232,14 +233,21 @@ def act_together(
     return actions.astype(np.float64)
 
 
+def known_steps(trace: Trace, gamma: float) -> int:
+    """Steps whose discounted future is known: all of an episode that truly ended."""
+    length = len(trace.obs)
+    if trace.terminated:
+        return length
+    tails = (math.ceil(part * _TAIL / (1.0 - gamma)) for part in (1.0, 0.5))
+    return next((length - tail for tail in tails if tail < length), 0)
+
+
 def _calibration(traces: list[Trace], critic: Critic) -> tuple[np.ndarray, np.ndarray]:
     """Q_C and the discounted punishment that followed, at every step whose future is known."""
     predicted: list[np.ndarray] = [np.empty(0)]
     realised: list[np.ndarray] = [np.empty(0)]
-    tail = math.ceil(_TAIL / (1.0 - critic.gamma))
     for trace in traces:
-        # Where the episode truly ended its future is known at every step.
-        known = len(trace.obs) if trace.terminated else len(trace.obs) - tail
+        known = known_steps(trace, critic.gamma)
         if known > 0:
             obs, actions = np.array(trace.obs[:known]), np.array(trace.actions[:known])
             predicted.append(critic(obs, actions))
