@@ -250,14 +250,16 @@ def test_moments_never_sink_into_denormal_numbers() -> None:
 
 
 def test_the_targets_and_the_deployed_policy_follow_slowly() -> None:
-    learner = make(replace(SMALL, target_rate=0.25, critic_target_rate=0.5))
-    for follower, leader, share in (
-        (learner.target, learner.critic, 0.5),
-        (learner.deployed, learner.actor, 0.25),
-    ):
-        before = follower.flat.clone()
+    """The policy ever more slowly: by an average that half of the updates so far make longer."""
+    learner = make(replace(SMALL, target_rate=0.25, averaged=0.5, critic_target_rate=0.5))
+    for update in range(1, 5):
+        target, deployed = learner.target.flat.clone(), learner.deployed.flat.clone()
         learner.update(draw_batch(0))
-        torch.testing.assert_close(follower.flat, torch.lerp(before, leader.flat, share))
+        for follower, before, leader, share in (
+            (learner.target, target, learner.critic, 0.5),
+            (learner.deployed, deployed, learner.actor, 1 / (4 + 0.5 * update)),
+        ):
+            torch.testing.assert_close(follower.flat, torch.lerp(before, leader.flat, share))
 
 
 def test_the_companion_follows_the_controller_at_once() -> None:

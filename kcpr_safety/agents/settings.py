@@ -104,7 +104,11 @@ class Settings:
     learning_rate_left: float = 0.1
     """Share of that step that is left at the end of training; it falls evenly."""
     target_rate: float = 0.005
-    """Share of the actors that enters the deployed policy at each update."""
+    """Share of the actors that enters the deployed policy at the first update."""
+    averaged: float = 0.05
+    """Share of all updates so far by which the average grows longer than that. Actors swing: in
+    10,000 steps a robot that hopped within the budget stands, or falls, or breaks it, and comes
+    back; their average over that time does not."""
     critic_target_rate: float = 0.02
     """Share of the critics that enters their targets at each update: values then follow within
     1 / (0.02 (1 - gamma)) = 5,000 updates, and layer normalisation keeps them steady enough."""
@@ -180,6 +184,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-8, 1.0),
     "learning_rate_left": (0.0, 1.0),
     "target_rate": (1e-6, 1.0),
+    "averaged": (0.0, 1.0),
     "critic_target_rate": (1e-6, 1.0),
     "batch": (1, 65_536),
     "updates_per_step": (0.0, 64.0),
