@@ -73,12 +73,13 @@ def usual(task: str, agent: str, steps: int, overrides: dict[str, Any]) -> dict[
     return asdict(family_of(agent).settings(agent, {**card, **overrides}, steps))
 
 
-def of_today(row: dict[str, Any]) -> bool:
-    """Whether a row's settings, overrides apart, are its agent's as the code stands."""
+def older(row: dict[str, Any]) -> str:
+    """The settings, overrides apart, in which a row's agent is not as the code stands."""
     today = usual(row["task"], row["agent"], row["steps"], row["overrides"])
-    # Velocity tasks observe no closeness: rows from before there was nearness are as those after.
-    idle = ["nearness"] if family(row["task"]) == "velocity" else []
-    return row["settings"] | {name: today[name] for name in idle} == today
+    if family(row["task"]) == "velocity":  # observes no closeness: as before there was nearness
+        del today["nearness"]
+    own = {name: row["settings"].get(name, "none") for name in sorted(today)}
+    return ", ".join(f"{name} {value}" for name, value in own.items() if value != today[name])
 
 
 def label_of(agent: str, overrides: dict[str, Any]) -> str:
@@ -146,29 +147,40 @@ def short(value: float) -> str:
 def contributions() -> str:
     """The ablations of every task, each beside the whole agent; SAC-Lag is kcpr uncoupled.
 
-    Rows of other settings than today's are left out: they differ in more than the thing asked for.
+    Rows whose settings differ in more than the thing asked for are not held together: of those that
+    can be, the ones nearest to the code as it stands.
     """
     lines: list[str] = []
-    rows = [
-        (f"{path.name}, line {i}", uncoupled(row))
-        for path in sorted(RESULTS.glob("*.jsonl"))
-        for i, row in enumerate(read(path), start=1)
-        if of_today(row)
-    ]
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        alike: dict[tuple[int, str], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+        for i, row in enumerate(read(path), start=1):
+            alike[row["steps"], older(row)].append((f"{path.name}, line {i}", uncoupled(row)))
+        told: set[int] = set()
+        for (steps, of), rows in sorted(alike.items(), key=lambda a: len(a[0][1])):
+            if steps not in told and (found := held_together(rows, of)):
+                lines += found
+                told.add(steps)
+    return "\n".join(lines) or "No two rows can be held together yet.\n"
+
+
+def held_together(rows: list[tuple[str, dict[str, Any]]], of: str) -> list[str]:
+    """Ablations among rows of one task that are alike in all else; `of`: what has changed since."""
     trials, problems = read_trials(rows)
     if problems:
         raise SystemExit("; ".join(f"{p.where} {p.what}" for p in problems))
+    lines: list[str] = []
     for comparison in compare_trials(trials):
         if found := ablations(comparison):
             p = comparison.protocol
             whole = next(s for s in comparison.standings if s.label == "kcpr")
-            of = ", ".join(
+            means = ", ".join(
                 f"{name} {short(mean(value(t) for t in whole.trials))}"
                 for name, value in MEASURES.items()
             )
-            lines += [f"{p.task}, {p.steps:,} steps; kcpr ({len(whole.trials)} seeds): {of}.", ""]
-            lines += found
-    return "\n".join(lines) or "No two rows of today's settings can be held together yet.\n"
+            seeds = f"kcpr ({len(whole.trials)} seeds)"
+            since = f" Settings that are others today: {of}." if of else ""
+            lines += [f"{p.task}, {p.steps:,} steps; {seeds}: {means}.{since}", "", *found]
+    return lines
 
 
 def uncoupled(row: dict[str, Any]) -> dict[str, Any]:
