@@ -139,13 +139,18 @@ def test_every_validation_meets_other_episodes_and_none_that_judge(
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ((True, 1.0, 0.0), (False, 9.0, 3.0)),
-        ((True, 2.0, 0.4), (True, 1.0, 0.0)),
-        ((False, 1.0, 3.0), (False, 9.0, 4.0)),
+        ((True, 1.0, 0.0, 0.9), (False, 9.0, 3.0, 0.0)),
+        ((True, 2.0, 0.4, 0.2), (True, 1.0, 0.0, 0.0)),
+        ((True, 44.0, 0.5, 0.2), (True, 46.0, 0.8, 0.38)),
+        ((True, 27.0, 0.8, 0.3), (True, 20.0, 0.4, 0.0)),
+        ((True, -5.0, 0.4, 0.1), (True, -4.9, 0.4, 0.3)),
+        ((False, 1.0, 3.0, 1.0), (False, 9.0, 4.0, 0.5)),
     ],
 )
-def test_feasible_comes_first(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
-    names = ("feasible", "judged_return", "overspent")
+def test_feasible_comes_first_then_return_at_the_price_of_breaking_it_often(
+    first: tuple[Any, ...], second: tuple[Any, ...]
+) -> None:
+    names = ("feasible", "judged_return", "overspent", "judged_over_budget_share")
     good, bad = (dict(zip(names, row, strict=True)) for row in (first, second))
     assert better(good, bad)
     assert not better(bad, good)

@@ -46,6 +46,7 @@ CHECKPOINT_SCHEMA_VERSION = "5"
 GENERATIONS = 2
 """Checkpoints that are kept."""
 
+_RANKED = ("judged_return", "judged_over_budget_share", "overspent")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})\.safetensors")
 _FIRST_FORMAT = "checkpoint.safetensors"
 _DAMAGED = "checkpoint.damaged"
@@ -315,7 +316,7 @@ def _counters(record: Any) -> Counters:
     if best is not None:
         # What later validations are compared with.
         best = dict(best) | {"feasible": bool(best["feasible"])}
-        best |= {key: _number_in(best[key]) for key in ("judged_return", "overspent")}
+        best |= {key: _number_in(best[key]) for key in _RANKED}
     if not isinstance(record["finished"], bool):
         raise ValueError("'finished' is neither true nor false")
     return Counters(

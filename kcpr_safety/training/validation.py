@@ -7,8 +7,9 @@ So ten episodes only make a contender: one within its budgets, whose return is a
 policy that is kept. It runs forty episodes more, which have not chosen it, and is judged by those
 alone. Feasible comes first, which is a punishment within the budget with a standard error to spare
 (rare, long punishments make the mean of forty episodes uncertain by several units), and so each
-stream within its own; among those counts the return, and while there is none, the least punishment:
-with streams, that over its budget where it is most.
+stream within its own; among those counts the return, less its share of the episodes over the
+budget beyond `SELDOM` (a mean that is spent to the full breaks it in two of five); and while there
+is none, the least punishment: with streams, that over its budget where it is most.
 
 The episodes that judge a policy also set its evaluation critic right: the kept file's Q_C is
 offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). As it is
@@ -34,6 +35,8 @@ EPISODES = 10
 """Of each validation."""
 CONFIRMING = 40
 """Further episodes of a contender."""
+SELDOM = 0.2
+"""Share of episodes that may be over the budget at no price."""
 _NO_BUDGET = 1e-6
 """What a budget of nothing counts as, where punishment is divided by it."""
 
@@ -134,7 +137,10 @@ def evaluation_line(row: Mapping[str, Any]) -> Line:
 def _rank(row: Mapping[str, Any] | None) -> tuple[bool, float]:
     if row is None:
         return False, -math.inf
-    return (True, row["judged_return"]) if row["feasible"] else (False, -row["overspent"])
+    if not row["feasible"]:
+        return False, -row["overspent"]
+    price = abs(row["judged_return"]) * max(0.0, row["judged_over_budget_share"] - SELDOM)
+    return True, row["judged_return"] - price
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
