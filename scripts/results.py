@@ -78,7 +78,8 @@ def older(row: dict[str, Any]) -> str:
     today = usual(row["task"], row["agent"], row["steps"], row["overrides"])
     if family(row["task"]) == "velocity":  # observes no closeness: as before there was nearness
         del today["nearness"]
-    own = {name: row["settings"].get(name, "none") for name in sorted(today)}
+    own = {"averaged": 0.0} | row["settings"]  # as before there was one
+    own = {name: own.get(name, "none") for name in sorted(today)}
     return ", ".join(f"{name} {value}" for name, value in own.items() if value != today[name])
 
 
@@ -172,7 +173,9 @@ def held_together(rows: list[tuple[str, dict[str, Any]]], of: str) -> list[str]:
     for comparison in compare_trials(trials):
         if found := ablations(comparison):
             p = comparison.protocol
-            whole = next(s for s in comparison.standings if s.label == "kcpr")
+            whole = next((s for s in comparison.standings if s.label == "kcpr"), None)
+            if whole is None:
+                continue
             means = ", ".join(
                 f"{name} {short(mean(value(t) for t in whole.trials))}"
                 for name, value in MEASURES.items()
