@@ -250,14 +250,15 @@ def test_moments_never_sink_into_denormal_numbers() -> None:
 
 
 def test_the_targets_and_the_deployed_policy_follow_slowly() -> None:
-    """The policy ever more slowly: by an average that half of the updates so far make longer."""
+    """The policy ever more slowly: by an average that a share of the updates make longer."""
     learner = make(replace(SMALL, target_rate=0.25, averaged=0.5, critic_target_rate=0.5))
+    learner.progress = 0.4
     for update in range(1, 5):
         target, deployed = learner.target.flat.clone(), learner.deployed.flat.clone()
         learner.update(draw_batch(0))
         for follower, before, leader, share in (
             (learner.target, target, learner.critic, 0.5),
-            (learner.deployed, deployed, learner.actor, 1 / (4 + 0.5 * update)),
+            (learner.deployed, deployed, learner.actor, 1 / (4 + 0.5 * 0.4 * update)),
         ):
             torch.testing.assert_close(follower.flat, torch.lerp(before, leader.flat, share))
 

@@ -295,7 +295,8 @@ class Learner:
             )
             self._tune_temperature(entropy)
         self._step()
-        length = 1.0 / self.settings.target_rate + self.settings.averaged * self.updates
+        length = 1.0 / self.settings.target_rate
+        length += self.settings.averaged * self.progress * self.updates
         self.average[:cut].lerp_(self.parameters[:cut], 1.0 / length)
         self.average[cut:].lerp_(self.parameters[cut:], self.settings.critic_target_rate)
         if not measure:

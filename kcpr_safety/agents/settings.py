@@ -106,10 +106,11 @@ class Settings:
     target_rate: float = 0.005
     """Share of the actors that enters the deployed policy at the first update."""
     averaged: float = 0.0
-    """Share of all updates so far by which the average grows longer than that. Actors swing: a
-    robot that circled within the budget stands 10,000 steps later, or breaks it; the average of
-    both, at 0.05, does neither (PointCircle1). But that of gaits that still change is none
-    (HalfCheetahVelocity)."""
+    """Share of all updates by which the average is longer than that at the end of training; it
+    grows with the square of what is done. Actors swing: a robot that circled within the budget
+    stands 10,000 steps later, or breaks it; the average of both, at 0.05, does neither
+    (PointCircle1). But gaits that still change much have no average, so it begins short, and where
+    nothing swings the controller hears of a broken budget late (HalfCheetahVelocity)."""
     critic_target_rate: float = 0.02
     """Share of the critics that enters their targets at each update: values then follow within
     1 / (0.02 (1 - gamma)) = 5,000 updates, and layer normalisation keeps them steady enough."""

@@ -42,7 +42,7 @@ from kcpr_safety.training.replay_log import Chunk, ReplayLog
 
 CONFIG_FILE = "config.json"
 SCHEMA_VERSION = "1"
-CHECKPOINT_SCHEMA_VERSION = "5"
+CHECKPOINT_SCHEMA_VERSION = "4"
 GENERATIONS = 2
 """Checkpoints that are kept."""
 
