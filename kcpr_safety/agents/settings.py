@@ -104,7 +104,7 @@ class Settings:
     learning_rate_left: float = 0.1
     """Share of that step that is left at the end of training; it falls evenly."""
     target_rate: float = 0.005
-    """Share of the actors that enters the deployed policy at the first update."""
+    """Share of the actors that enters the deployed policy at each update; less with `averaged`."""
     averaged: float = 0.0
     """Share of all updates by which the average is longer than that at the end of training; it
     grows with the square of what is done. Actors swing: a robot that circled within the budget

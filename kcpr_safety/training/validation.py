@@ -7,9 +7,10 @@ So ten episodes only make a contender: one within its budgets, whose return is a
 policy that is kept. It runs forty episodes more, which have not chosen it, and is judged by those
 alone. Feasible comes first, which is a punishment within the budget with a standard error to spare
 (rare, long punishments make the mean of forty episodes uncertain by several units), and so each
-stream within its own; among those counts the return, less its share of the episodes over the
-budget beyond `SELDOM` (a mean that is spent to the full breaks it in two of five); and while there
-is none, the least punishment: with streams, that over its budget where it is most.
+stream within its own; among those counts the return, less a per cent of it for each per cent of the
+episodes beyond `SELDOM` that are over the budget (a mean that is spent to the full breaks it in two
+of five); and while there is none, the least punishment: with streams, that over its budget where it
+is most.
 
 The episodes that judge a policy also set its evaluation critic right: the kept file's Q_C is
 offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). As it is
