@@ -24,6 +24,7 @@ from typing import Any
 
 from kcpr_safety import envs
 from kcpr_safety.agents.families import family_of
+from kcpr_safety.agents.settings import BEFORE
 from kcpr_safety.api import STABLE_KEYS, evaluate, report
 from kcpr_safety.envs.registry import family
 from kcpr_safety.report.benchmark_build import ablations
@@ -78,7 +79,7 @@ def older(row: dict[str, Any]) -> str:
     today = usual(row["task"], row["agent"], row["steps"], row["overrides"])
     if family(row["task"]) == "velocity":  # observes no closeness: as before there was nearness
         del today["nearness"]
-    own = {"averaged": 0.0} | row["settings"]  # as before there was one
+    own = {**BEFORE, **row["settings"]}
     own = {name: own.get(name, "none") for name in sorted(today)}
     return ", ".join(f"{name} {value}" for name, value in own.items() if value != today[name])
 

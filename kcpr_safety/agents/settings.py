@@ -105,12 +105,12 @@ class Settings:
     """Share of that step that is left at the end of training; it falls evenly."""
     target_rate: float = 0.005
     """Share of the actors that enters the deployed policy at each update; less with `averaged`."""
-    averaged: float = 0.0
+    averaged: float = 0.02
     """Share of all updates by which the average is longer than that at the end of training; it
     grows with the square of what is done. Actors swing: a robot that circled within the budget
-    stands 10,000 steps later, or breaks it; the average of both, at 0.05, does neither
-    (PointCircle1). But gaits that still change much have no average, so it begins short, and where
-    nothing swings the controller hears of a broken budget late (HalfCheetahVelocity)."""
+    stands 10,000 steps later, or breaks it; the average of both does neither (PointCircle1). But
+    gaits that still change much have no average, so it begins short; and the longer it is, the
+    later the controller hears of a broken budget (HalfCheetahVelocity at 0.05)."""
     critic_target_rate: float = 0.02
     """Share of the critics that enters their targets at each update: values then follow within
     1 / (0.02 (1 - gamma)) = 5,000 updates, and layer normalisation keeps them steady enough."""
@@ -211,11 +211,15 @@ and its actor takes a step with every one of the critics'.
 """
 
 
+BEFORE: Mapping[str, float] = {"averaged": 0.0, "nearness": 0.0}
+"""What learners did before there was such a setting: so files that do not name it mean this."""
+
+
 def settings_from(record: Any) -> Settings:
     """The settings in a file's record; whatever does not fit raises `SettingsError`."""
     if not isinstance(record, Mapping):
         raise SettingsError("settings are names with numbers")
-    return replace(Settings(), **typed(Settings, record))
+    return replace(Settings(), **{**BEFORE, **typed(Settings, record)})
 
 
 def agent_settings(agent: str, overrides: Mapping[str, Any], steps: int = 1_000_000) -> Settings:
