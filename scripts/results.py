@@ -3,6 +3,7 @@
     python scripts/results.py judge runs/a runs/b     evaluate each run on 50 episodes; keep a row
     python scripts/results.py table                   write the tables of README.md and of
                                                       docs/experiments.md from the rows
+    python scripts/results.py older                   in which settings rows are older than the code
     python scripts/results.py page runs/a runs/b      write docs/results/ from the rows, with films
                                                       of these runs
 
@@ -100,19 +101,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table() -> str:
     """The README's table: a line for each task, number of steps and agent, over training seeds."""
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted(RESULTS.glob("*.jsonl")):
-        for row in read(path):
-            if row["overrides"]:
-                continue
-            groups[row["task"], row["steps"], row["agent"]].append(row)
     lines = [
         "| task, steps | agent | seeds | return | punishment, each seed | "
-        "worst seed's episodes over budget | punishment in training |",
-        "|---|---|---|---|---|---|---|",
+        "worst seed's episodes over budget | punishment in training | settings |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for (task, steps, agent), rows in sorted(groups.items()):
-        rows.sort(key=lambda row: int(row["seed"]))
+    for (task, steps, agent, of), rows in sorted(groups().items()):
         returns = [row["return_mean"] for row in rows]
         punished = ", ".join(f"{row['punishment_mean']:.1f}" for row in rows)
         seeds = ", ".join(str(row["seed"]) for row in rows)
@@ -121,9 +115,22 @@ def table() -> str:
         spread = f" ({short(min(returns))} to {short(max(returns))})" if len(rows) > 1 else ""
         lines.append(
             f"| {task}, {steps:,} | {agent} | {seeds} | {short(mean(returns))}{spread} | "
-            f"{punished} | {worst:.0%} | {suffered:,.0f} |"
+            f"{punished} | {worst:.0%} | {suffered:,.0f} | {'older' if of else 'as now'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def groups() -> dict[tuple[str, int, str, str], list[dict[str, Any]]]:
+    """Rows of each task, number of steps and agent that are of equal settings, seed after seed.
+
+    The last part of the key says in which settings they are older than the code.
+    """
+    found: dict[tuple[str, int, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        for row in sorted(read(path), key=lambda row: int(row["seed"])):
+            if not row["overrides"]:
+                found[row["task"], row["steps"], row["agent"], older(row)].append(row)
+    return found
 
 
 def page(runs: list[Path]) -> Path:
@@ -229,6 +236,10 @@ def main() -> int:
         case ["table"]:
             for path, written in ((ROOT / "README.md", readme), (EXPERIMENTS, experiments)):
                 path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+        case ["older"]:
+            for (task, steps, agent, of), rows in sorted(groups().items()):
+                seeds = ", ".join(str(row["seed"]) for row in rows)
+                print(f"{task}, {steps:,}, {agent}, seeds {seeds}: {of or 'as now'}")
         case _:
             print(__doc__)
             return 2
