@@ -153,6 +153,9 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
             k_companion,
         )
     temperature = tau + (1.0 - b**2) * k_reward if settings.closed_form else tau
+    if settings.reach:
+        drawn = gaussian.sample(*reward_policy, here[0])
+        actor_loss = actor_loss + losses.beyond_reach(drawn, settings.reach)
     above = max(settings.barrier - temperature, 0.0)
     actor_loss = actor_loss - above * torch.log1p(-(action**2)).sum(-1).mean()
     if settings.lagrangian:

@@ -206,13 +206,16 @@ def test_lambda_is_what_the_coupling_implies() -> None:
     assert learner.weight == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("agent", [*sorted(AGENTS), "kcpr, closed form", "kcpr, barrier"])
+@pytest.mark.parametrize(
+    "agent", [*sorted(AGENTS), "kcpr, closed form", "kcpr, barrier", "kcpr, reach"]
+)
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
     """Gradients by hand in float32 against automatic differentiation in float64."""
     name, _, form = agent.partition(", ")
     changed = {"width": 16, "layer_norm": layer_norm, "closed_form": form == "closed form"}
     changed |= {"barrier": 0.3} if form == "barrier" else {}
+    changed |= {"reach": 0.2} if form == "reach" else {}
     learner = make(agent_settings(name, changed))
     for step in range(20):  # away from the initial agreement of the two policies
         learner.update(draw_batch(step))

@@ -378,6 +378,9 @@ class Learner:
         closed = (1.0 - settings.softening**2) * settings.coupling if settings.closed_form else 0.0
         temperature = self.tau + closed
         g = gradients.through_tanh(action[0], slope, max(temperature, settings.barrier))
+        if settings.reach:
+            drawn = torch.addcmul(heads.mean[0], heads.std[0], noise[0])
+            g = gradients.drawn_back(g, drawn, settings.reach)
         own = gradients.reward_gradient(g, heads.std[0], noise[0], temperature)
         if not heads.companion:
             return torch.cat([own[0], own[1] * heads.slope[0]], dim=-1)[None]

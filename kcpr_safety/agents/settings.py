@@ -76,6 +76,10 @@ class Settings:
     """Least weight of the logarithmic barrier at the bounds of an action a, -log(1 - a^2). The
     entropy after the squash holds it at tau_R; where tau_R is low, actions would run into their
     bounds, where the squash passes no gradient and nothing more is learned."""
+    reach: float = 5.0
+    """Means of the reward policy that lie further out than this before the squash are drawn back,
+    in proportion (tanh 5 = 0.9999); 0 lets them go. There only the coupling still pulls: towards a
+    companion that moves along, further out until log pi alone costs more than all reward."""
     fixed_deviation: float = 0.0
     """Deviation of exploring actions, and of those that targets look at, before the squash, instead
     of a learned one with a bonus for its entropy (TD3); 0 learns it. Only without coupling."""
@@ -176,6 +180,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "entropy_floor": (0.0, 10.0),
     "entropy_target": (-20.0, 1.0),
     "barrier": (0.0, 1.0),
+    "reach": (0.0, 100.0),
     "fixed_deviation": (0.0, 1.0),
     "width": (1, 4096),
     "depth": (1, 7),
@@ -211,7 +216,7 @@ and its actor takes a step with every one of the critics'.
 """
 
 
-BEFORE: Mapping[str, float] = {"averaged": 0.0, "nearness": 0.0}
+BEFORE: Mapping[str, float] = {"averaged": 0.0, "nearness": 0.0, "reach": 0.0}
 """What learners did before there was such a setting: so files that do not name it mean this."""
 
 

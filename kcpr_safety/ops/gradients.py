@@ -22,7 +22,10 @@ and with the companion held constant in turn the reward policy's gradient is
     d/d log ratio = g_P std_P noise_P - tau_P + k_P (b ratio^2 - 1)
 
 The first line is the coupling at work: where the companion steps aside, it takes the reward policy
-with it. Tests hold every line against automatic differentiation of the losses in float64.
+with it. Where the squash is flat (1 - a^2 = 0) little else acts on the mean, and the companion, an
+offset from it, moves along: they would run to where log pi costs more than all reward. So draws
+that lie out of reach are drawn back (`drawn_back`). Tests hold every line against automatic
+differentiation of the losses in float64.
 """
 
 from typing import NamedTuple
@@ -30,6 +33,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from kcpr_safety.ops import losses
 
 Vector = Float[Tensor, "*batch d"]
 Scalar = Float[Tensor, "*batch"]
@@ -59,6 +64,11 @@ def through_tanh(action: Vector, q_slope: Vector, entropy: float) -> Vector:
     return torch.addcmul(q_slope, action.square(), q_slope, value=-1.0).add_(
         action, alpha=2.0 * entropy
     )
+
+
+def drawn_back(g: Vector, drawn: Vector, reach: float) -> Vector:
+    """g with d/du of `losses.beyond_reach`, u what is `drawn` before the squash; g is consumed."""
+    return g.add_(drawn - drawn.clamp(-reach, reach), alpha=losses.SPRING)
 
 
 def reward_gradient(g: Vector, std: Vector, noise: Vector, entropy: float) -> tuple[Vector, Vector]:

@@ -30,6 +30,17 @@ def punishment_actor_loss(
     return (entropy * log_prob + q.mean(0) + k * kl).mean()
 
 
+SPRING = 0.1
+"""How hard a draw beyond reach is pulled back: where the squash is flat the coupling pulls with
+k_R b offset / std, some 0.1, and moves it a unit further."""
+
+
+def beyond_reach(drawn: Float[Tensor, "batch action"], reach: float) -> Scalar:
+    """SPRING / 2 times the squared distance of draws, before the squash, from [-reach, reach]."""
+    out = drawn - drawn.clamp(-reach, reach)
+    return 0.5 * SPRING * out.square().sum(-1).mean()
+
+
 def coupling_weight(softening: float, k_reward: float, k_punishment: float, tau: float) -> float:
     """lambda = b k_R / (tau_P + k_P): the weight of punishment that the coupling implies."""
     return softening * k_reward / (tau + k_punishment)
