@@ -75,6 +75,26 @@ def test_the_companions_gradient() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_a_companion_that_moves_along_leads_out_of_reach_and_is_held() -> None:
+    """No slope of Q, as where actions are saturated: only barrier, coupling and spring are left."""
+    k, softening, std, reach = 0.005, 0.97, torch.tensor([0.2]), 5.0
+    ahead = companion_of(torch.tensor([4.0]), torch.tensor([0.0]))
+
+    def settled(*, held: bool) -> float:
+        mean = torch.tensor([1.0])
+        for _ in range(2_000):
+            g = gradients.through_tanh(torch.tanh(mean), torch.zeros(1), 1e-3)
+            if held:
+                g = gradients.drawn_back(g, mean, reach)
+            own = gradients.reward_gradient(g, std, torch.zeros(1), 1e-3)
+            mean -= gradients.coupled_gradient(own, ahead, std, k, softening)[0]
+        return float(mean)
+
+    assert settled(held=False) > 100.0
+    pull = k * softening * 4.0 / 0.2 - 2e-3
+    assert settled(held=True) == pytest.approx(reach + pull / losses.SPRING, rel=1e-3)
+
+
 @pytest.mark.parametrize("softening", [0.1, 0.8, 0.99])
 def test_excess_kls_are_the_softened_kls_over_agreement(softening: float) -> None:
     mean, log_std, offset, log_ratio = draw(1), 0.3 * draw(2), draw(3), 0.5 * draw(4)
