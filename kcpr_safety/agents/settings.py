@@ -77,9 +77,9 @@ class Settings:
     entropy after the squash holds it at tau_R; where tau_R is low, actions would run into their
     bounds, where the squash passes no gradient and nothing more is learned."""
     reach: float = 5.0
-    """Means of the reward policy that lie further out than this before the squash are drawn back,
+    """Draws of the reward policy that lie further out than this before the squash are drawn back,
     in proportion (tanh 5 = 0.9999); 0 lets them go. There only the coupling still pulls: towards a
-    companion that moves along, further out until log pi alone costs more than all reward."""
+    companion that moves along, ever further, until log pi alone costs more than all reward."""
     fixed_deviation: float = 0.0
     """Deviation of exploring actions, and of those that targets look at, before the squash, instead
     of a learned one with a bonus for its entropy (TD3); 0 learns it. Only without coupling."""
