@@ -216,7 +216,7 @@ and its actor takes a step with every one of the critics'.
 """
 
 
-BEFORE: Mapping[str, float] = {"averaged": 0.0, "nearness": 0.0, "reach": 0.0}
+BEFORE: Mapping[str, Any] = {"averaged": 0.0, "nearness": 0.0, "reach": 0.0}
 """What learners did before there was such a setting: so files that do not name it mean this."""
 
 
