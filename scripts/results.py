@@ -139,7 +139,7 @@ def page(runs: list[Path]) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         (scratch / CELLS).mkdir()
-        names = [f"{row['task']}-{row['agent']}-{row['steps']}-seed{row['seed']}" for row in rows]
+        names = [f"{row['task']}-{row['steps']}-{i}" for i, row in enumerate(rows)]
         for name, row in zip(names, rows, strict=True):
             (scratch / CELLS / f"{name}.json").write_text(json.dumps(row), encoding="utf-8")
         suite = {"title": "this project's results", "description": ABOUT, "cells": names}

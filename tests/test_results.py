@@ -18,6 +18,19 @@ def test_the_ablations_are_those_of_the_rows() -> None:
     assert SCRIPT["experiments"](text) == text, "run: python scripts/results.py table"
 
 
+def test_the_page_shows_every_row() -> None:
+    told = json.loads((ROOT / "docs" / "results" / "report.json").read_text(encoding="utf-8"))
+    shown = {
+        (compared["protocol"]["task"], compared["protocol"]["steps"], ranked["label"], seed)
+        for compared in told["comparisons"]
+        for ranked in compared["ranking"]
+        for seed in ranked["seeds"]
+    }
+    rows = [row for path in (ROOT / "results").glob("*.jsonl") for row in SCRIPT["read"](path)]
+    kept = {(row["task"], row["steps"], row["label"], row["seed"]) for row in rows}
+    assert shown == kept, "run: python scripts/results.py page"
+
+
 def test_every_row_has_the_stable_keys_and_its_command() -> None:
     files = sorted((ROOT / "results").glob("*.jsonl"))
     assert files
