@@ -23,7 +23,7 @@ def test_the_page_shows_every_row() -> None:
     shown = {
         (compared["protocol"]["task"], compared["protocol"]["steps"], ranked["label"], seed)
         for compared in told["comparisons"]
-        for ranked in compared["ranking"]
+        for ranked in compared["ranking"] + compared["ablations"]
         for seed in ranked["seeds"]
     }
     rows = [row for path in (ROOT / "results").glob("*.jsonl") for row in SCRIPT["read"](path)]
