@@ -5,30 +5,27 @@ lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's valu
 
     pace     = running mean of punishment per step * time limit
     survival = 1 / (1 + running mean of terminations per step * time limit)
-    error    = clip( log( pace * survival / aim ), -1, 2 )
-    m        = survival * exp( integral + gain * error + damping * max(0, error - lagged error) )
+    error    = clip( log( pace * survival / (ease * aim) ), -1, 2 )
+    log m    = integral + gain * error + damping * max(0, error - lagged error) - log min(ease, 8)
 
-the integral moves by rate * survival * error per environment step, and both m and exp(integral)
-stay within [m_low, m_high], where the integral stops (anti-windup). At gain 1 the weight is
-proportional to what is suffered: at first it answers within half an episode, before a policy has
-settled beyond its budget, and lets go as soon as less is suffered, so that a policy that has been
-driven away from everything finds back. Later it answers more slowly, for the pace of four robots in
-half an episode is mostly chance, and a weight that leaps with it is a task that changes faster than
-it can be learned: the running means remember a fifth of the run. The integral is slow on purpose:
-a policy needs tens of thousands of steps to follow its multiplier, and an integral that outruns it
-oscillates, or ends the task before it was learned.
+the integral moves by rate * error per environment step, and both m and exp(integral) stay within
+[m_low, m_high], where the integral stops (anti-windup). pace * survival is what an episode suffers,
+as evaluation counts it, also where falls end it early. Nobody saves by falling all the same: what
+a fall is worth to the punishment module is the pace (`ops.bellman`).
 
-Survival is 1 where no episode ends early. A robot that falls ten times in the time of an episode
-has first to learn to stay up: while punishment outweighs what a step of life earns, standing still,
-or falling at once, is all that there is to learn, and a hopper never hops (docs/experiments.md).
-pace * survival is what its short episodes suffer each, as evaluation counts it. Nobody saves by
-falling all the same: what a fall is worth to the punishment module is the pace (`ops.bellman`).
+The weight begins high and moves slowly, at a few e-folds in a whole run. Streams are normalised, so
+one beginning suits all tasks; a robot that learns its gait under it learns one that suffers little,
+and then gets faster as the weight comes down. The other way round, a low weight that answers at
+once and in proportion, is a task that changes faster than it can be learned: a hopper runs, falls
+and stands in turns, and suffers ten times as much on its way (docs/experiments.md). For the same
+reason the running means remember a fifth of the run: the pace of four robots in half an episode is
+mostly chance.
 
-The aim is a share of the budget, but comes down to it, evenly in e-folds over the first part of a
-run, from what the first random actions suffer, where that is more. Who suffers untaught has both
-streams to learn at once, and a weight that rises before a robot knows its way teaches it to stay
-away from everything (PointGoal1). Where punishment comes with skill, as speed does, nothing
-changes.
+Who suffers more than the aim untaught (ease > 1) has both streams to learn at once, and a weight
+that is there before a robot knows its way teaches it to stay away from everything (PointGoal1). So
+the aim comes down, evenly in e-folds over the first part of a run, from what the first random
+actions suffer, and the weight rises as it does: ease falls to 1. Where punishment comes with
+skill, as speed does, ease is 1 from the start.
 """
 
 import math
@@ -44,11 +41,13 @@ MEMORY = 0.5
 MEMORY_SHARE = 0.2
 """Of the run so far, where that is longer: the older a policy is, the slower it changes."""
 EASE = 0.4
-"""Share of the run in which the aim comes down from what is suffered untaught."""
+"""Share of the run in which the aim comes down from what is suffered untaught, and m rises."""
+MOST_EASE = 8.0
+"""How many times less m is at most for that: a budget near zero is broken by any random action."""
 
 
 class BudgetController:
-    """Proportional control of m on the pace of punishment, with a slow integral."""
+    """Slow integral control of m on the pace of punishment, a little of it in proportion."""
 
     def __init__(
         self, settings: Settings, budget: float, time_limit: int, share: float = 1.0
@@ -79,13 +78,21 @@ class BudgetController:
         return 1.0 / (1.0 + self.terminations)
 
     @property
-    def aim(self) -> float:
-        """Punishment per episode that is aimed at by now."""
-        # A budget of zero is legal: any punishment is then the largest error.
-        last = max(self.settings.aim * self.budget, 1e-6)
+    def ease(self) -> float:
+        """How many times its last the aim is by now."""
         pace, terminations = self.untaught
         left = max(1.0 - self.progress / EASE, 0.0)
-        return last * math.pow(max(pace / (1.0 + terminations) / last, 1.0), left)
+        return math.pow(max(pace / (1.0 + terminations) / self._last_aim, 1.0), left)
+
+    @property
+    def aim(self) -> float:
+        """Punishment per episode that is aimed at by now."""
+        return self._last_aim * self.ease
+
+    @property
+    def _last_aim(self) -> float:
+        # A budget of zero is legal: any punishment is then the largest error.
+        return max(self.settings.aim * self.budget, 1e-6)
 
     @property
     def error(self) -> float:
@@ -99,7 +106,7 @@ class BudgetController:
         if not self.settings.controlled:
             return self.start
         error = self.error
-        log_m = self.integral + self.settings.m_gain * error + math.log(self.survival)
+        log_m = self.integral + self.settings.m_gain * error - math.log(min(self.ease, MOST_EASE))
         log_m += self.settings.m_damping * max(0.0, error - self.lagged)
         return math.exp(self._bounded(log_m))
 
@@ -141,7 +148,7 @@ class BudgetController:
         `progress`: share of the run that is done.
         """
         self.progress = progress
-        moved = self.settings.m_rate * steps * self.survival * self.error
+        moved = self.settings.m_rate * steps * self.error
         self.integral = self._bounded(self.integral + moved)
 
     def _bounded(self, log_m: float) -> float:

@@ -43,8 +43,9 @@ class Settings:
     controlled: bool = True
     """Whether the budget controller moves m; otherwise it stays where it starts."""
 
-    m_start: float = 0.05
-    """Weight of punishment that learning starts with."""
+    m_start: float = 0.25
+    """Weight of punishment that learning starts with, where random actions keep the budget; where
+    they do not it is less, and rises to this (`agents.budget`)."""
     m_low: float = 0.005
     """The controller's floor: low, for where nothing is suffered it alone holds the return down."""
     m_high: float = 3.0
@@ -52,9 +53,9 @@ class Settings:
     m_rate: float = INTEGRAL_REACH / 1_000_000
     """Integral rate: e-folds of m per environment step and e-fold of punishment over the aim. A run
     that is told none takes `INTEGRAL_REACH` / its steps (this, at 1,000,000), or `MOST_RATE`."""
-    m_gain: float = 1.0
-    """Proportional gain: e-folds of m per e-fold of punishment over the aim; at 1, as much weight
-    as is suffered."""
+    m_gain: float = 0.25
+    """Proportional gain: e-folds of m per e-fold of punishment over the aim. At 1, as much weight
+    as is suffered, gaits change as fast as the weight, and none is learned (HopperVelocity)."""
     m_damping: float = 0.0
     """Derivative gain: e-folds of m per e-fold by which punishment has risen within its memory; it
     never lowers m (Stooke et al. 2020)."""
