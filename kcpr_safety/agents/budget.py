@@ -6,7 +6,7 @@ lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's valu
     pace     = running mean of punishment per step * time limit
     survival = 1 / (1 + running mean of terminations per step * time limit)
     error    = clip( log( pace * survival / (ease * aim) ), -1, 2 )
-    log m    = integral + gain * error + damping * max(0, error - lagged error) - log min(ease, 8)
+    log m    = integral + gain * error + damping * max(0, error - lagged error) - log min(ease^2, 8)
 
 the integral moves by rate * error per environment step, and both m and exp(integral) stay within
 [m_low, m_high], where the integral stops (anti-windup). pace * survival is what an episode suffers,
@@ -24,8 +24,8 @@ mostly chance.
 Who suffers more than the aim untaught (ease > 1) has both streams to learn at once, and a weight
 that is there before a robot knows its way teaches it to stay away from everything (PointGoal1). So
 the aim comes down, evenly in e-folds over the first part of a run, from what the first random
-actions suffer, and the weight rises as it does: ease falls to 1. Where punishment comes with
-skill, as speed does, ease is 1 from the start.
+actions suffer, and the weight rises twice as much: ease falls to 1 (rising as much came too early).
+Where punishment comes with skill, as speed does, ease is 1 from the start.
 """
 
 import math
@@ -42,8 +42,8 @@ MEMORY_SHARE = 0.2
 """Of the run so far, where that is longer: the older a policy is, the slower it changes."""
 EASE = 0.4
 """Share of the run in which the aim comes down from what is suffered untaught, and m rises."""
-MOST_EASE = 8.0
-"""How many times less m is at most for that: a budget near zero is broken by any random action."""
+MOST_EASED = 8.0
+"""How many times less m is at most for that; a budget near zero is broken by any random action."""
 
 
 class BudgetController:
@@ -106,7 +106,8 @@ class BudgetController:
         if not self.settings.controlled:
             return self.start
         error = self.error
-        log_m = self.integral + self.settings.m_gain * error - math.log(min(self.ease, MOST_EASE))
+        log_m = self.integral + self.settings.m_gain * error
+        log_m -= math.log(min(self.ease**2, MOST_EASED))
         log_m += self.settings.m_damping * max(0.0, error - self.lagged)
         return math.exp(self._bounded(log_m))
 
