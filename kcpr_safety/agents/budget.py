@@ -6,7 +6,7 @@ lambda = m b k_R / (tau_P0 + k_P0); nothing that is charged to the reward's valu
     pace     = running mean of punishment per step * time limit
     survival = 1 / (1 + running mean of terminations per step * time limit)
     error    = clip( log( pace * survival / (ease * aim) ), -1, 2 )
-    log m    = integral + gain * error + damping * max(0, error - lagged error) - log min(ease^2, 8)
+    m        = exp( integral + gain * error + damping * max(0, error - lagged error) )
 
 the integral moves by rate * error per environment step, and both m and exp(integral) stay within
 [m_low, m_high], where the integral stops (anti-windup). pace * survival is what an episode suffers,
@@ -21,11 +21,11 @@ and stands in turns, and suffers ten times as much on its way (docs/experiments.
 reason the running means remember a fifth of the run: the pace of four robots in half an episode is
 mostly chance.
 
-Who suffers more than the aim untaught (ease > 1) has both streams to learn at once, and a weight
-that is there before a robot knows its way teaches it to stay away from everything (PointGoal1). So
-the aim comes down, evenly in e-folds over the first part of a run, from what the first random
-actions suffer, and the weight rises twice as much: ease falls to 1 (rising as much came too early).
-Where punishment comes with skill, as speed does, ease is 1 from the start.
+Who suffers more than the aim untaught, r times as much, has both streams to learn at once, and a
+weight that is there before a robot knows its way teaches it to stay away from everything
+(PointGoal1). So the weight begins at m_start / r^2 there, and the aim comes down, evenly in e-folds
+over the first part of a run, from what the first random actions suffer: ease falls from r to 1.
+Where punishment comes with skill, as speed does, r is 1.
 """
 
 import math
@@ -41,9 +41,9 @@ MEMORY = 0.5
 MEMORY_SHARE = 0.2
 """Of the run so far, where that is longer: the older a policy is, the slower it changes."""
 EASE = 0.4
-"""Share of the run in which the aim comes down from what is suffered untaught, and m rises."""
-MOST_EASED = 8.0
-"""How many times less m is at most for that; a budget near zero is broken by any random action."""
+"""Share of the run in which the aim comes down from what is suffered untaught."""
+LEAST_START = 0.1
+"""Of m_start, at least, is begun with: any random action breaks a budget near zero."""
 
 
 class BudgetController:
@@ -80,9 +80,7 @@ class BudgetController:
     @property
     def ease(self) -> float:
         """How many times its last the aim is by now."""
-        pace, terminations = self.untaught
-        left = max(1.0 - self.progress / EASE, 0.0)
-        return math.pow(max(pace / (1.0 + terminations) / self._last_aim, 1.0), left)
+        return math.pow(self._overspent, max(1.0 - self.progress / EASE, 0.0))
 
     @property
     def aim(self) -> float:
@@ -93,6 +91,17 @@ class BudgetController:
     def _last_aim(self) -> float:
         # A budget of zero is legal: any punishment is then the largest error.
         return max(self.settings.aim * self.budget, 1e-6)
+
+    @property
+    def _overspent(self) -> float:
+        """r: how many times its last aim an untaught episode suffers; at least 1."""
+        pace, terminations = self.untaught
+        return max(pace / (1.0 + terminations) / self._last_aim, 1.0)
+
+    @property
+    def _less(self) -> float:
+        """The share of m_start that is begun with."""
+        return max(self._overspent**-2, LEAST_START)
 
     @property
     def error(self) -> float:
@@ -107,7 +116,6 @@ class BudgetController:
             return self.start
         error = self.error
         log_m = self.integral + self.settings.m_gain * error
-        log_m -= math.log(min(self.ease**2, MOST_EASED))
         log_m += self.settings.m_damping * max(0.0, error - self.lagged)
         return math.exp(self._bounded(log_m))
 
@@ -126,10 +134,12 @@ class BudgetController:
         To be told before the same step is told to `suffered`, which counts it.
         """
         pace, terminations = self.untaught
+        begun = self._less
         share = 1.0 / (self.seen + 1)
         pace += share * (punishment * self.time_limit - pace)
         terminations += share * (terminated * self.time_limit - terminations)
         self.untaught = (pace, terminations)
+        self.integral = self._bounded(self.integral + math.log(self._less / begun))
 
     def state(self) -> list[float]:
         """What has accumulated; `take` is its inverse."""

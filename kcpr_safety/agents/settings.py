@@ -44,8 +44,8 @@ class Settings:
     """Whether the budget controller moves m; otherwise it stays where it starts."""
 
     m_start: float = 0.25
-    """Weight of punishment that learning starts with, where random actions keep the budget; where
-    they do not it is less, and rises to this (`agents.budget`)."""
+    """Weight of punishment that learning starts with, where random actions keep the budget; less
+    where they do not (`agents.budget`)."""
     m_low: float = 0.005
     """The controller's floor: low, for where nothing is suffered it alone holds the return down."""
     m_high: float = 3.0
