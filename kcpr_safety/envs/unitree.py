@@ -214,7 +214,10 @@ def _compiled(robot: Robot, pictures: bool) -> Any:
         drag = dict(zip(JOINTS, robot.drag, strict=True))
         for joint in spec.joints:
             if joint.name in drag:
-                joint.damping, joint.armature, joint.frictionloss = drag[joint.name]
+                damping, joint.armature, joint.frictionloss = drag[joint.name]
+                # From MuJoCo 4 on a polynomial of the rate: linear, quadratic, cubic.
+                linear = np.ndim(joint.damping) == 0
+                joint.damping = damping if linear else [damping, 0.0, 0.0]
         _lay_floor(spec)
         spec.option.timestep = TIMESTEP_S
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
