@@ -505,9 +505,9 @@ def test_the_pace_follows_within_half_an_episode_and_later_within_a_fifth_of_the
 
 
 def test_the_aim_comes_down_from_what_is_suffered_untaught_and_the_weight_begins_lower() -> None:
-    """40 in a full episode; where one step in 250 falls, a fifth of 100 in what it lasts."""
-    cases = ((0.04, 0.0, 40.0, 4.0), (0.1, 0.004, 20.0, 1.0), (0.01, 0.0, 20.0, 1.0))
-    for punishment, terminated, first, less in (*cases, (0.08, 0.0, 80.0, 10.0)):
+    """80 in a full episode; where one step in 250 falls, a fifth of 100 in what it lasts."""
+    cases = ((0.08, 0.0, 80.0, 4.0), (0.1, 0.004, 20.0, 1.0), (0.01, 0.0, 20.0, 1.0))
+    for punishment, terminated, first, less in (*cases, (0.4, 0.0, 400.0, 10.0)):
         settings = Settings(m_gain=0.0)
         controller = BudgetController(settings, budget=25.0, time_limit=1000)
         for factor in (0.5, 1.5):

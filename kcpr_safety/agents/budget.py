@@ -23,7 +23,7 @@ mostly chance.
 
 Who suffers more than the aim untaught, r times as much, has both streams to learn at once, and a
 weight that is there before a robot knows its way teaches it to stay away from everything
-(PointGoal1). So the weight begins at m_start / r^2 there, and the aim comes down, evenly in e-folds
+(PointGoal1). So the weight begins at m_start / r there, and the aim comes down, evenly in e-folds
 over the first part of a run, from what the first random actions suffer: ease falls from r to 1.
 Where punishment comes with skill, as speed does, r is 1.
 """
@@ -101,7 +101,7 @@ class BudgetController:
     @property
     def _less(self) -> float:
         """The share of m_start that is begun with."""
-        return max(self._overspent**-2, LEAST_START)
+        return max(1.0 / self._overspent, LEAST_START)
 
     @property
     def error(self) -> float:

@@ -43,7 +43,7 @@ class Settings:
     controlled: bool = True
     """Whether the budget controller moves m; otherwise it stays where it starts."""
 
-    m_start: float = 0.25
+    m_start: float = 0.1
     """Weight of punishment that learning starts with, where random actions keep the budget; less
     where they do not (`agents.budget`)."""
     m_low: float = 0.005
