@@ -564,6 +564,7 @@ def test_exploration_leans_towards_the_companion_and_the_deployed_policy_does_no
     def means(avoidance: float) -> tuple[torch.Tensor, Heads]:
         learner = make(replace(SMALL, num_envs=4, noiseless=0.5, avoidance=avoidance))
         learner.actor.layers()[-1][1][1].fill_(3.0)  # the companion is somewhere else
+        learner.controller.integral = math.log(0.05)
         learner.generator.manual_seed(3)
         obs = draw_batch(1, size=4).obs
         return torch.atanh(learner.act(obs)), heads(learner, obs)
@@ -579,6 +580,7 @@ def test_exploration_leans_towards_the_companion_and_the_deployed_policy_does_no
 def test_the_fallback_of_a_file_is_where_exploration_leaned_to() -> None:
     """With hardly any noise left, what explores is the fallback, and was it in training."""
     learner = make(replace(SMALL, avoidance=4.0, noiseless=0.0))
+    learner.controller.integral = math.log(0.05)
     weight, bias = learner.actor.layers()[-1]
     weight[:, :, 2:], bias[0, :, 2:] = 0.0, -20.0  # log std at its bound
     bias[1, :, :2] = 40.0

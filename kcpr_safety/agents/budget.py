@@ -13,13 +13,13 @@ the integral moves by rate * error per environment step, and both m and exp(inte
 as evaluation counts it, also where falls end it early. Nobody saves by falling all the same: what
 a fall is worth to the punishment module is the pace (`ops.bellman`).
 
-The weight begins high and moves slowly, at a few e-folds in a whole run. Streams are normalised, so
-one beginning suits all tasks; a robot that learns its gait under it learns one that suffers little,
-and then gets faster as the weight comes down. The other way round, a low weight that answers at
-once and in proportion, is a task that changes faster than it can be learned: a hopper runs, falls
-and stands in turns, and suffers ten times as much on its way (docs/experiments.md). For the same
-reason the running means remember a fifth of the run: the pace of four robots in half an episode is
-mostly chance.
+The weight is there from the start, about as high as it will be in the end (streams are normalised,
+so one beginning suits all tasks), and moves slowly, by a few e-folds in a whole run. A robot that
+learns its gait under it learns one that suffers little, and gets faster as the weight comes down. A
+lower weight that answers at once and in proportion is a task that changes faster than it can be
+learned: a hopper runs, falls and stands in turns, and suffers several times as much on its way
+(docs/experiments.md). For the same reason the running means remember a fifth of the run: the pace of
+four robots in half an episode is mostly chance.
 
 Who suffers more than the aim untaught, r times as much, has both streams to learn at once, and a
 weight that is there before a robot knows its way teaches it to stay away from everything
