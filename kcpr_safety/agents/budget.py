@@ -18,8 +18,8 @@ so one beginning suits all tasks), and moves slowly, by a few e-folds in a whole
 learns its gait under it learns one that suffers little, and gets faster as the weight comes down. A
 lower weight that answers at once and in proportion is a task that changes faster than it can be
 learned: a hopper runs, falls and stands in turns, and suffers several times as much on its way
-(docs/experiments.md). For the same reason the running means remember a fifth of the run: the pace of
-four robots in half an episode is mostly chance.
+(docs/experiments.md). For the same reason the running means remember a fifth of the run: the pace
+of four robots in half an episode is mostly chance.
 
 Who suffers more than the aim untaught, r times as much, has both streams to learn at once, and a
 weight that is there before a robot knows its way teaches it to stay away from everything
