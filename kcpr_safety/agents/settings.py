@@ -13,10 +13,11 @@ from typing import Any
 from kcpr_safety.errors import SettingsError, UnknownNameError
 
 INTEGRAL_REACH = 5.0
-"""E-folds of m that the integral moves in a whole run, per e-fold of punishment over the aim. With
-one rate for all lengths, a run of 200,000 steps ended before its integral had arrived."""
-MOST_RATE = 1e-4
-"""However short the run: a policy needs thousands of steps to follow its multiplier."""
+"""E-folds of m that the integral moves in a whole run, per e-fold of punishment over the aim, unless
+the run is so short that `MOST_RATE` is less."""
+MOST_RATE = 1e-5
+"""However short the run: a quicker integral answers the first steps too much, when a policy changes
+faster than its multiplier can tell."""
 
 
 @dataclass(frozen=True)
