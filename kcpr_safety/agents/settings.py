@@ -13,8 +13,8 @@ from typing import Any
 from kcpr_safety.errors import SettingsError, UnknownNameError
 
 INTEGRAL_REACH = 5.0
-"""E-folds of m that the integral moves in a whole run, per e-fold of punishment over the aim, unless
-the run is so short that `MOST_RATE` is less."""
+"""E-folds of m that the integral moves in a whole run, per e-fold of punishment over the aim; fewer
+where the run is so short that `MOST_RATE` is less."""
 MOST_RATE = 1e-5
 """However short the run: a quicker integral answers the first steps too much, when a policy changes
 faster than its multiplier can tell."""
