@@ -99,7 +99,7 @@ class BudgetController:
         return max(pace / (1.0 + terminations) / self._last_aim, 1.0)
 
     @property
-    def _less(self) -> float:
+    def _begun(self) -> float:
         """The share of m_start that is begun with."""
         return max(1.0 / self._overspent, LEAST_START)
 
@@ -134,12 +134,12 @@ class BudgetController:
         To be told before the same step is told to `suffered`, which counts it.
         """
         pace, terminations = self.untaught
-        begun = self._less
+        before = self._begun
         share = 1.0 / (self.seen + 1)
         pace += share * (punishment * self.time_limit - pace)
         terminations += share * (terminated * self.time_limit - terminations)
         self.untaught = (pace, terminations)
-        self.integral = self._bounded(self.integral + math.log(self._less / begun))
+        self.integral = self._bounded(self.integral + math.log(self._begun / before))
 
     def state(self) -> list[float]:
         """What has accumulated; `take` is its inverse."""
