@@ -13,7 +13,7 @@ from kcpr_safety.punishments import Stream
 from kcpr_safety.seeds import FIRST_CALIBRATION_SEED, FIRST_VALIDATION_SEED
 from kcpr_safety.stats import Line
 from kcpr_safety.training import validation
-from kcpr_safety.training.validation import CONFIRMING, EPISODES, Validation, better
+from kcpr_safety.training.validation import CONFIRMING, DECIDING, EPISODES, Validation, better
 
 CARD = TaskCard("SafetySprint-v0", "sprint", "", "one fast step", budget=10.0)
 Outcome = tuple[float, ...]
@@ -101,6 +101,28 @@ def test_only_contenders_are_asked_for_more(run: Run) -> None:
     run.sees((4.0, 0.0))  # earns less
     run.sees((9.0, 10.5))  # over its budget
     assert run.asked == [10, 10, 40, 10, 10]
+
+
+def test_where_punishment_varies_a_hundred_more_decide(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter suffers four times the mean, so the error is 0.27 of it with 40, 0.17 with 100."""
+
+    def varied(_: Any, __: Any, episodes: int, *___: Any, **____: Any) -> Done:
+        done = run._rollout(None, None, episodes)
+        done.punishments = (4 * done.punishment_mean, 0.0, 0.0, 0.0) * (episodes // 4)
+        return done
+
+    monkeypatch.setattr(validation, "rollout", varied)
+    lucky = run.sees((5.0, 4.0), (5.0, 7.0), (5.0, 11.0))
+    assert run.asked == [EPISODES, CONFIRMING, DECIDING]
+    assert not lucky["feasible"]
+    assert (lucky["judged_punishment"], lucky["judged_episodes"]) == (11.0, DECIDING)
+    run.asked.clear()
+    assert run.sees((5.0, 4.0), (5.0, 7.0), (5.0, 8.0))["feasible"]
+    assert not run.sees((6.0, 4.0), (6.0, 9.9))["feasible"]  # as forty have said
+    assert run.sees((6.0, 4.0), (6.0, 5.0))["feasible"]  # beyond doubt
+    assert run.asked == [10, 40, 100, 10, 40, 10, 40]
 
 
 def test_a_contender_has_its_error_to_spare(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
