@@ -13,8 +13,8 @@ of five); and while there is none, the least punishment: with streams, that over
 is most.
 
 Where punishment varies so much that not three errors fit within the budget, the forty choose, too:
-of the last fourteen contenders of a run on PointGoal1, which suffered 28 on average, one had 19, was
-kept, and broke its budget. So a hundred more judge one that is feasible but doubtful, before it is kept.
+of the last fourteen contenders of a run on PointGoal1, which suffered 28 on average, one had 19,
+was kept, and broke its budget. So a hundred more judge one that is feasible but doubtful.
 
 The episodes that judge a policy also set its evaluation critic right: the kept file's Q_C is
 offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). As it is
