@@ -40,7 +40,7 @@ MEMORY = 0.5
 """Shortest time constant of the pace, in episodes."""
 MEMORY_SHARE = 0.2
 """Of the run so far, where that is longer: the older a policy is, the slower it changes."""
-EASE = 0.4
+EASE = 0.15
 """Share of the run in which the aim comes down from what is suffered untaught."""
 LEAST_START = 0.1
 """Of m_start, at least, is begun with: any random action breaks a budget near zero."""
