@@ -9,7 +9,7 @@ from fakes import fake_contract
 from plain_update import plain_gradient
 
 from kcpr_safety.agents import AGENTS, Learner, Settings, agent_settings
-from kcpr_safety.agents.budget import BudgetController
+from kcpr_safety.agents.budget import EASE, BudgetController
 from kcpr_safety.agents.continuous import EVALUATION, PUNISHMENT, REWARD, Heads
 from kcpr_safety.agents.normaliser import Moments, ReturnScale
 from kcpr_safety.agents.optimiser import adam_step
@@ -516,7 +516,7 @@ def test_the_aim_comes_down_from_what_is_suffered_untaught_and_the_weight_begins
         assert controller.aim == pytest.approx(first)
         assert controller.m == pytest.approx(settings.m_start / less)
         aims = []
-        for progress in (0.2, 0.4, 1.0):
+        for progress in (EASE / 2, EASE, 1.0):
             controller.advance(1, progress)
             aims.append(controller.aim)
         assert aims == pytest.approx([math.sqrt(20.0 * first), 20.0, 20.0])

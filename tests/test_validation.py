@@ -121,7 +121,7 @@ def test_where_punishment_varies_a_hundred_more_decide(
     run.asked.clear()
     assert run.sees((5.0, 4.0), (5.0, 7.0), (5.0, 8.0))["feasible"]
     assert not run.sees((6.0, 4.0), (6.0, 9.9))["feasible"]  # as forty have said
-    assert run.sees((6.0, 4.0), (6.0, 5.0))["feasible"]  # beyond doubt
+    assert run.sees((6.0, 4.0), (6.0, 1.0))["feasible"]  # beyond doubt
     assert run.asked == [10, 40, 100, 10, 40, 10, 40]
 
 

@@ -12,9 +12,10 @@ episodes beyond `SELDOM` that are over the budget (a mean that is spent to the f
 of five); and while there is none, the least punishment: with streams, that over its budget where it
 is most.
 
-Where punishment varies so much that not three errors fit within the budget, the forty choose, too:
-of the last fourteen contenders of a run on PointGoal1, which suffered 28 on average, one had 19,
-was kept, and broke its budget. So a hundred more judge one that is feasible but doubtful.
+Where punishment varies so much that the error is more than a twentieth of the budget, the forty
+choose, too: of the last fourteen contenders of a run on PointGoal1, which suffered 28 on average,
+one had 19, was kept, and broke its budget. So a hundred more judge one that is feasible but
+doubtful. (That errors do not fit within the budget says less: luck makes them small, too.)
 
 The episodes that judge a policy also set its evaluation critic right: the kept file's Q_C is
 offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). As it is
@@ -42,8 +43,8 @@ CONFIRMING = 40
 """Further episodes of a contender."""
 DECIDING = 100
 """And of one of whose budget those leave a doubt."""
-DOUBT = 3.0
-"""There is none where as many standard errors fit within the budget."""
+DOUBT = 0.05
+"""Standard error, as a share of the budget, from which on there is one."""
 SELDOM = 0.2
 """Share of episodes that may be over the budget at no price."""
 _NO_BUDGET = 1e-6
@@ -133,7 +134,7 @@ class Validation:
         return row | {
             "overspent": max(mean / max(budget, _NO_BUDGET) for mean, _, budget in bounds),
             "feasible": all(mean + error <= budget for mean, error, budget in bounds),
-            "doubtful": any(mean + DOUBT * error > budget for mean, error, budget in bounds),
+            "doubtful": any(error > DOUBT * budget for _, error, budget in bounds),
         }
 
 
