@@ -41,7 +41,8 @@ MEMORY = 0.5
 MEMORY_SHARE = 0.2
 """Of the run so far, where that is longer: the older a policy is, the slower it changes."""
 EASE = 0.15
-"""Share of the run in which the aim comes down from what is suffered untaught."""
+"""Share of the run in which the aim comes down from what is suffered untaught: the integral needs
+the rest of it to bring the weight there (PointGoal1)."""
 LEAST_START = 0.1
 """Of m_start, at least, is begun with: any random action breaks a budget near zero."""
 

@@ -15,7 +15,7 @@ is most.
 Where punishment varies so much that the error is more than a twentieth of the budget, the forty
 choose, too: of the last fourteen contenders of a run on PointGoal1, which suffered 28 on average,
 one had 19, was kept, and broke its budget. So a hundred more judge one that is feasible but
-doubtful. (That errors do not fit within the budget says less: luck makes them small, too.)
+doubtful, however many errors fit within its budget: luck makes those small, too.
 
 The episodes that judge a policy also set its evaluation critic right: the kept file's Q_C is
 offset + slope Q_C, by least squares on what really followed (`evaluation.set_right`). As it is
