@@ -299,10 +299,10 @@ def test_the_learning_rate_falls_evenly() -> None:
 
 def test_a_saved_learner_continues_as_if_it_had_not_been_saved() -> None:
     first = make()
+    first.begin(50.0, (), 0.5)
     for step in range(3):
         first.update(draw_batch(step))
         first.controller.suffered(0.04, 0.002)
-        first.controller.tried(0.05, 0.001)
         first.controller.advance(100, 0.1)
     second = make(seed=7)
     restore(second, {name: value.clone() for name, value in snapshot(first).items()})
@@ -504,32 +504,33 @@ def test_the_pace_follows_within_half_an_episode_and_later_within_a_fifth_of_the
     assert controller.pace == pytest.approx(20.0 / 2**5, rel=1e-2)
 
 
-def test_the_aim_comes_down_from_what_is_suffered_untaught_and_the_weight_begins_lower() -> None:
-    """80 in a full episode; where one step in 250 falls, a fifth of 100 in what it lasts."""
-    cases = ((0.08, 0.0, 80.0, 4.0), (0.1, 0.004, 20.0, 1.0), (0.01, 0.0, 20.0, 1.0))
-    for punishment, terminated, first, less in (*cases, (0.4, 0.0, 400.0, 10.0)):
-        settings = Settings(m_gain=0.0)
-        controller = BudgetController(settings, budget=25.0, time_limit=1000)
-        for factor in (0.5, 1.5):
-            controller.tried(factor * punishment, factor * terminated)
-            controller.suffered(0.0, 0.0)
+@pytest.mark.parametrize(
+    ("pace", "terminations", "first", "less"),
+    [(80.0, 0.0, 80.0, 4.0), (100.0, 4.0, 20.0, 1.0), (10.0, 0.0, 20.0, 1.0), (4e2, 0, 4e2, 10.0)],
+)
+def test_the_aim_comes_down_from_what_is_suffered_untaught_and_the_weight_begins_lower(
+    pace: float, terminations: float, first: float, less: float
+) -> None:
+    """Whose episodes last a fifth of their time suffer a fifth of the pace."""
+    settings = Settings(m_gain=0.0)
+    controller = BudgetController(settings, budget=25.0, time_limit=1000)
+    for _ in range(2):  # the second time changes nothing
+        controller.begin(pace, terminations)
         assert controller.aim == pytest.approx(first)
         assert controller.m == pytest.approx(settings.m_start / less)
-        aims = []
-        for progress in (EASE / 2, EASE, 1.0):
-            controller.advance(1, progress)
-            aims.append(controller.aim)
-        assert aims == pytest.approx([math.sqrt(20.0 * first), 20.0, 20.0])
+    aims = []
+    for progress in (EASE / 2, EASE, 1.0):
+        controller.advance(1, progress)
+        aims.append(controller.aim)
+    assert aims == pytest.approx([math.sqrt(20.0 * first), 20.0, 20.0])
 
 
-def test_only_what_no_update_has_changed_yet_is_untaught() -> None:
+def test_what_is_suffered_while_learning_is_not_untaught() -> None:
     learner = Learner(replace(SMALL, num_envs=4, noiseless=0.5), TASK, num_envs=4, seed=0)
+    learner.begin(50.0, (), 0.0)
     batch = draw_batch(1, size=4)._replace(punishment=torch.tensor([7.0, 9.0, 90.0, 94.0]))
     learner.observe(batch, torch.zeros(4, dtype=torch.bool))
-    assert learner.controller.untaught[0] == pytest.approx(50.0 * TASK.time_limit)
-    learner.update(draw_batch(0))
-    learner.observe(batch._replace(punishment=torch.zeros(4)), torch.zeros(4, dtype=torch.bool))
-    assert learner.controller.untaught[0] == pytest.approx(50.0 * TASK.time_limit)
+    assert learner.controller.untaught == (50.0, 0.0)
 
 
 def test_any_punishment_breaks_a_budget_of_zero() -> None:

@@ -42,7 +42,6 @@ def batch_of(torque: float, contact: float, total: float) -> Batch:
 
 def suffer(learner: Learner, torque: float, contact: float, steps: int = 2_000) -> None:
     batch = batch_of(torque, contact, torque + contact)
-    learner.updates = 1  # what is suffered from now on is not what an untaught robot suffers
     for _ in range(steps):
         learner.observe(
             batch._replace(**{k: v[:4] for k, v in batch._asdict().items()}), torch.zeros(4) > 0
@@ -226,7 +225,7 @@ def test_a_run_with_parts_resumes_to_the_same_bits(
     monkeypatch.setattr(loop, "_LOG_EVERY", 500)
     resume_run(tmp_path / "cut")
     rows = [read_rows(tmp_path / name) for name in ("whole", "cut")]
-    assert {"train", "validation"} == {row["kind"] for row in rows[0]}
+    assert {"untaught", "train", "validation"} == {row["kind"] for row in rows[0]}
     assert "coupling_m_busy" in next(row for row in rows[0] if row["kind"] == "train")
     assert all(len(row["streams"]) == 2 for row in rows[0] if row["kind"] == "validation")
     clocks = {"wall_s", "steps_per_s"}

@@ -87,10 +87,40 @@ def test_a_run_leaves_its_files_and_a_summary_with_the_stable_keys(tmp_path: Pat
     assert {"over_budget_share", "budget", "path"} <= set(record)
     json.dumps(record, allow_nan=False)
     rows = read_rows(tmp_path / "run")
-    assert {row["kind"] for row in rows} == {"train", "validation"}
+    assert [row["kind"] for row in rows[:2]] == ["untaught", "train"]
+    assert {row["kind"] for row in rows} == {"untaught", "train", "validation"}
     policy = read_policy(tmp_path / "run")
     assert policy.steps == record["kept_steps"]
     assert policy.contract.budget == 5.0
+
+
+@pytest.mark.parametrize(("fast", "suffered", "less"), [(0.0, 10.0, 2.5), (0.9, 1.0, 1.0)])
+def test_a_run_begins_by_what_untaught_robots_suffer(
+    tmp_path: Path, toy_world: dict[str, Any], fast: float, suffered: float, less: float
+) -> None:
+    """Half of 20 random steps are above a limit of 0, two and a half times the aim of 4."""
+    toy_world["fast"] = fast
+    train_run(options(tmp_path / "run", overrides=FEW | {"m_rate": 0.0, "m_gain": 0.0}))
+    first, *rows = read_rows(tmp_path / "run")
+    assert first["untaught_punishment"] == pytest.approx(suffered, abs=1.0)
+    expected = 0.1 * 4.0 / first["untaught_punishment"] if less > 1.0 else 0.1
+    assert first["untaught_episodes"] == 100
+    for row in rows:
+        if row["kind"] == "train":
+            assert row["coupling_m"] == pytest.approx(expected)
+
+
+def test_nobody_is_watched_for_a_weight_that_nothing_moves(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "run", agent="sac"))
+    assert "untaught" not in {row["kind"] for row in read_rows(tmp_path / "run")}
+
+
+def test_a_run_that_begins_with_a_policy_begins_by_what_that_suffers(tmp_path: Path) -> None:
+    train_run(options(tmp_path / "first"))
+    train_run(options(tmp_path / "second", init=tmp_path / "first"))
+    random, own = (read_rows(tmp_path / name)[0] for name in ("first", "second"))
+    assert own["kind"] == "untaught"
+    assert own["untaught_punishment"] <= CARD.budget < random["untaught_punishment"]
 
 
 def test_the_same_seed_gives_the_same_policy_and_another_seed_another(tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ learned: a hopper runs, falls and stands in turns, and suffers several times as 
 of four robots in half an episode is mostly chance.
 
 Who suffers more than the aim untaught, r times as much, has both streams to learn at once, and a
-weight that is there before a robot knows its way teaches it to stay away from everything
-(PointGoal1). So the weight begins at m_start / r there, and the aim comes down, evenly in e-folds
-over the first part of a run, from what the first random actions suffer: ease falls from r to 1.
-Where punishment comes with skill, as speed does, r is 1.
+weight that is there before a robot knows its way teaches it to stay away from everything, or to
+stand still (PointGoal1). So the weight begins at m_start / r there, and the aim comes down, evenly
+in e-folds over the first part of a run, from what untaught robots suffer: ease falls from r to 1.
+Where punishment comes with skill, as speed does, r is 1. Whether it does must not be left to
+chance: half of PointGoal1's random robots meet no hazard in an episode (`training.untaught`).
 """
 
 import math
@@ -67,7 +68,7 @@ class BudgetController:
         self.seen = 0
         """Steps taken note of, of each environment."""
         self.untaught = (0.0, 0.0)
-        """Pace and terminations before anything was learned."""
+        """Pace and terminations of robots that have learned nothing."""
         self.lagged = 0.0
         """Running mean of the error, with the pace's memory."""
         self.progress = 0.0
@@ -129,18 +130,13 @@ class BudgetController:
         self.terminations += share * (terminated * self.time_limit - self.terminations)
         self.lagged += share * (self.error - self.lagged)
 
-    def tried(self, punishment: float, terminated: float) -> None:
-        """Take note of one step before anything is learned; means over all environments.
+    def begin(self, pace: float, terminations: float) -> None:
+        """Take note of what is suffered untaught, before anything else happens.
 
-        To be told before the same step is told to `suffered`, which counts it.
+        In the time of a full episode: `pace` of punishment, and episodes that end early.
         """
-        pace, terminations = self.untaught
-        before = self._begun
-        share = 1.0 / (self.seen + 1)
-        pace += share * (punishment * self.time_limit - pace)
-        terminations += share * (terminated * self.time_limit - terminations)
         self.untaught = (pace, terminations)
-        self.integral = self._bounded(self.integral + math.log(self._begun / before))
+        self.integral = self._bounded(math.log(self.start) + math.log(self._begun))
 
     def state(self) -> list[float]:
         """What has accumulated; `take` is its inverse."""

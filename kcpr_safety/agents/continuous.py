@@ -33,7 +33,7 @@ Source: KCPR in arXiv:2606.28152; this continuous form is the project's own.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -142,21 +142,22 @@ class Learner:
         The budget is the deployed policy's, so only what that suffered moves the controller.
         """
         self.normaliser.add(batch.obs, batch.reward, ended, holds=self.critics_alone)
-        if not self.updates:
-            self._suffered(batch, self.settings.num_envs, BudgetController.tried)
         watched = self.noiseless_envs or self.settings.num_envs
-        self._suffered(batch, watched, BudgetController.suffered)
-
-    def _suffered(
-        self, batch: Batch, envs: int, told: Callable[[BudgetController, float, float], None]
-    ) -> None:
-        """Tell the controllers of all budgets what the first so many environments suffered."""
-        terminated = 1.0 - float(batch.continues[:envs].mean())
-        told(self.controller, float(batch.punishment[:envs].mean()), terminated)
+        terminated = 1.0 - float(batch.continues[:watched].mean())
+        self.controller.suffered(float(batch.punishment[:watched].mean()), terminated)
         if batch.streams is not None:
-            means = batch.streams[:envs].mean(0).tolist()
+            means = batch.streams[:watched].mean(0).tolist()
             for controller, suffered in zip(self.stream_controllers, means, strict=True):
-                told(controller, suffered, terminated)
+                controller.suffered(suffered, terminated)
+
+    def begin(self, pace: float, streams: Sequence[float], terminations: float) -> None:
+        """Take note, first of all, of what robots suffer that have learned nothing.
+
+        In the time of a full episode: punishment, its parts by stream, and early ends.
+        """
+        self.controller.begin(pace, terminations)
+        for controller, part in zip(self.stream_controllers, streams, strict=True):
+            controller.begin(part, terminations)
 
     @property
     def critics_alone(self) -> bool:

@@ -18,7 +18,7 @@ Source: klDMP in arXiv:2606.28152, softDMP in arXiv:2405.11784, DMP (Wang, Elfwi
 Networks 135, 2021); the equations are the project's own derivation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -124,6 +124,9 @@ class DiscreteLearner:
 
     def m_bounds(self) -> None:
         """No controller moves anything here."""
+
+    def begin(self, pace: float, streams: Sequence[float], terminations: float) -> None:
+        """Nor does anything begin elsewhere for what is suffered untaught."""
 
     def memory(self, capacity: int) -> Replay:
         """Where the transitions of one replica wait, in this agent's design."""

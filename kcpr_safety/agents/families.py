@@ -4,7 +4,7 @@ Two families: continuous actions in [-1, 1] (`agents.continuous`) and a choice a
 a table (`agents.discrete`). A loop knows neither by name; it knows this protocol.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,10 @@ class AnyLearner(Protocol):
     """Share of training that is done."""
     generator: torch.Generator
     """Its own random numbers."""
+
+    def begin(self, pace: float, streams: Sequence[float], terminations: float) -> None:
+        """Take note, first of all, of what robots suffer that have learned nothing."""
+        ...
 
     def act(self, obs: Tensor) -> Tensor:
         """Exploring actions of all environments."""

@@ -25,6 +25,7 @@ from kcpr_safety import envs
 from kcpr_safety.agents.families import AnyLearner, family_of
 from kcpr_safety.agents.task import Task
 from kcpr_safety.cards import TaskCard
+from kcpr_safety.controller import controller_from_tensors
 from kcpr_safety.errors import (
     EnvironmentFault,
     FileFault,
@@ -43,6 +44,7 @@ from kcpr_safety.training.options import RunSummary
 from kcpr_safety.training.replay_log import ReplayLog
 from kcpr_safety.training.sinks import JsonLines, Sink
 from kcpr_safety.training.stopping import Interrupted, stop_requests
+from kcpr_safety.training.untaught import untaught
 from kcpr_safety.training.validation import Validation, better, evaluation_line
 from kcpr_safety.transition import Batch
 
@@ -158,6 +160,10 @@ class Training:
     ) -> None:
         settings, total, marks = self.config.settings, self.config.steps, self.marks
         validate_every = min(max(total // _VALIDATIONS, _LEAST_APART), _MOST_APART)
+        if not self.steps and self.learner.m_bounds():
+            row = self._untaught()
+            for sink in sinks:
+                sink.write(row)
         obs = _tensor(self._begin())
         for note in self._notes:
             for sink in sinks:
@@ -239,6 +245,22 @@ class Training:
             self.recent.extend((float(r), float(p)) for r, p in finished.T)
             self._sums[:, ended] = 0.0
         return _tensor(next_obs)
+
+    def _untaught(self) -> dict[str, Any]:
+        """Let the learner begin by what is suffered before it has learned anything."""
+        policy = None
+        if self.config.begun_from:
+            kept = self._policy()
+            policy = controller_from_tensors(kept.tensors, kept.contract)
+        found = untaught(self.validation.world, self.actuation, self.config.steps, policy)
+        self.learner.begin(found.punishment, found.streams, found.terminations)
+        return {
+            "kind": "untaught",
+            "steps": self.steps,
+            "untaught_episodes": found.episodes,
+            "untaught_punishment": found.punishment,
+            "untaught_terminations": found.terminations,
+        }
 
     def _random_action(self) -> Tensor:
         return self.actuation.random(self.config.settings.num_envs, self.generator)

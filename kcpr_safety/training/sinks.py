@@ -2,6 +2,7 @@
 
 A sink takes one row (a flat dict of numbers and texts) at a time; `kind` says what it is:
 
+    untaught     first of all: what is suffered in the time of an episode by who has learned nothing
     train        every few thousand steps: speed, recent training episodes, coupling, values
     validation   deterministic episodes on validation seeds: what the kept policy is chosen by
     fault        what went wrong, and what was done about it
@@ -137,7 +138,9 @@ class Live:
             console=self._console,
             transient=True,
         )
-        self._bar = self._progress.add_task("", total=total_steps, speed="", figures="")
+        self._bar = self._progress.add_task(
+            "", total=total_steps, speed="", figures="untaught robots first"
+        )
         if self._console.is_terminal:
             self._progress.start()
 
@@ -145,6 +148,11 @@ class Live:
         self._latest.update(row)
         if row["kind"] == "fault":
             self._console.print(f"{row['steps']:>9,} steps  [red]{escape(row['fault'])}[/red]")
+        elif row["kind"] == "untaught":
+            self._console.print(
+                f"    untaught robots ({row['untaught_episodes']} episodes)  punishment "
+                f"{row['untaught_punishment']:6.1f} / {self._budget:g}"
+            )
         elif row["kind"] == "validation":
             self._console.print(self._validation(row))
         elif row["kind"] == "train":

@@ -85,10 +85,15 @@ class Validation:
                 judged = self._judged(done)
         return row | judged | {"critic_offset": done.line.offset, "critic_slope": done.line.slope}
 
-    def _run(self, policy: PolicyFile, episodes: int, critic: Critic | None) -> Episodes:
+    @property
+    def world(self) -> envs.World:
+        """Where validation happens, ten episodes at a time; made when first asked for."""
         if self._world is None:
             seeds = consecutive_seeds(FIRST_VALIDATION_SEED, EPISODES)
             self._world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
+        return self._world
+
+    def _run(self, policy: PolicyFile, episodes: int, critic: Critic | None) -> Episodes:
         first, rounds, in_all = self.rounds, episodes // EPISODES, VALIDATION_SEEDS // EPISODES
         if first % in_all + rounds > in_all:
             first += -first % in_all  # the seeds that come next are not for validation
@@ -96,7 +101,7 @@ class Validation:
         # Many rows at once: nothing is claimed from these episodes, and it saves a third.
         return rollout(
             controller_from_tensors(policy.tensors, policy.contract),
-            self._world,
+            self.world,
             episodes,
             critic,
             act=act_together,
@@ -105,7 +110,7 @@ class Validation:
 
     def _judged(self, done: Episodes) -> dict[str, Any]:
         """What these episodes say about the policy."""
-        assert self._world is not None
+        contract = self.world.contract
         mean, error = _mean(done.punishments)
         row: dict[str, Any] = {
             "judged_episodes": len(done.punishments),
@@ -116,10 +121,10 @@ class Validation:
             / len(done.punishments),
         }
         bounds = [(mean, error, self._budget)]
-        if self._world.contract.streams:
+        if contract.streams:
             row["streams"] = []
             sums = zip(*done.streams, strict=True)
-            for stream, each in zip(self._world.contract.streams, sums, strict=True):
+            for stream, each in zip(contract.streams, sums, strict=True):
                 mean, error = _mean(each)
                 bounds.append((mean, error, stream.budget))
                 row["streams"].append(
