@@ -50,7 +50,7 @@ def test_it_is_the_same_in_every_run() -> None:
 
 
 def test_what_ends_early_counts_in_the_time_of_a_full_episode() -> None:
-    """At the first speed beyond 1 m from 0 to 6/7 m every episode is over, punished each step."""
+    """The first step, of 1 m, goes beyond `far`: every episode is one punished step."""
     found = of(sprint(far=0.9, fast=-2.0), policy=Always(4.0, 0.0))
     assert found.punishment == pytest.approx(20.0)
     assert found.terminations == pytest.approx(20.0)
