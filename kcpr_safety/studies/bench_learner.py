@@ -34,6 +34,7 @@ from kcpr_safety.studies.loop_parts import loop_figures
 from kcpr_safety.studies.products import KINDS, Limit, update_products, wait_for_device
 from kcpr_safety.studies.transitions import random_replay
 from kcpr_safety.training.evaluation import torch_threads
+from kcpr_safety.training.heap import keep_freed_memory
 from kcpr_safety.training.runs import check_device, learner_threads
 
 AGENTS = ("kcpr", "sac-lag")
@@ -130,6 +131,7 @@ def bench_learner(
     numbers = {name: item.value for name, item in card.overrides.items()} | dict(overrides or {})
     settings = {agent: agent_settings(agent, numbers) for agent in agents}
     some = settings[agents[0]]
+    keep_freed_memory()  # as a training does
     with torch_threads():
         world = envs.make_world(card, some.num_envs, episode_seeds=training_seeds(_SEED))
         ours = {agent: Ours(own, world.contract, device) for agent, own in settings.items()}

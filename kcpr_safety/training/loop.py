@@ -40,6 +40,7 @@ from kcpr_safety.training.actuation import actuation_of
 from kcpr_safety.training.checkpoints import Config, Counters, State
 from kcpr_safety.training.evaluation import set_right, torch_threads
 from kcpr_safety.training.guards import Guard, dump, most_value
+from kcpr_safety.training.heap import keep_freed_memory
 from kcpr_safety.training.options import RunSummary
 from kcpr_safety.training.replay_log import ReplayLog
 from kcpr_safety.training.sinks import JsonLines, Sink
@@ -112,6 +113,7 @@ class Training:
         log = JsonLines(self._held.counters.metrics_bytes if self._held else 0)
         everyone: list[Sink] = [log, *sinks]
         opened: list[Sink] = []
+        keep_freed_memory()
         self._started = time.perf_counter()
         try:
             for sink in everyone:
