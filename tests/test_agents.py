@@ -506,7 +506,7 @@ def test_the_pace_follows_within_half_an_episode_and_later_within_a_fifth_of_the
 
 @pytest.mark.parametrize(
     ("pace", "terminations", "first", "less"),
-    [(80.0, 0.0, 80.0, 4.0), (100.0, 4.0, 20.0, 1.0), (10.0, 0.0, 20.0, 1.0), (4e2, 0, 4e2, 10.0)],
+    [(30.0, 0.0, 30.0, 1.5), (100.0, 4.0, 20.0, 1.0), (10.0, 0.0, 20.0, 1.0), (4e2, 0, 4e2, 2.0)],
 )
 def test_the_aim_comes_down_from_what_is_suffered_untaught_and_the_weight_begins_lower(
     pace: float, terminations: float, first: float, less: float

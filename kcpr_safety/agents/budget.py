@@ -44,8 +44,10 @@ MEMORY_SHARE = 0.2
 EASE = 0.15
 """Share of the run in which the aim comes down from what is suffered untaught: the integral needs
 the rest of it to bring the weight there (PointGoal1)."""
-LEAST_START = 0.1
-"""Of m_start, at least, is begun with: any random action breaks a budget near zero."""
+LEAST_START = 0.5
+"""Of m_start, at least, is begun with: any random action breaks a budget near zero, and what r
+says of how early a weight is too early, it has said by 2. A swimmer that began at a tenth, where r
+is 12, would not be within its budget at the end of a run (docs/experiments.md)."""
 
 
 class BudgetController:
