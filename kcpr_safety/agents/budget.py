@@ -23,10 +23,11 @@ of four robots in half an episode is mostly chance.
 
 Who suffers more than the aim untaught, r times as much, has both streams to learn at once, and a
 weight that is there before a robot knows its way teaches it to stay away from everything, or to
-stand still (PointGoal1). So the weight begins at m_start / r there, and the aim comes down, evenly
-in e-folds over the first part of a run, from what untaught robots suffer: ease falls from r to 1.
-Where punishment comes with skill, as speed does, r is 1. Whether it does must not be left to
-chance: half of PointGoal1's random robots meet no hazard in an episode (`training.untaught`).
+stand still (PointGoal1). So the weight begins at m_start / r there (half of m_start at least), and
+the aim comes down, evenly in e-folds over the first part of a run, from what untaught robots
+suffer: ease falls from r to 1. Where punishment comes with skill, as speed does, r is 1. Whether it
+does must not be left to chance: half of PointGoal1's random robots meet no hazard in an episode
+(`training.untaught`).
 """
 
 import math
