@@ -2,7 +2,7 @@
 
 The C library hands large arrays back to the operating system when they are freed, and asks for them
 again a millisecond later; every page of 4 KiB then costs a fault. What the learner can, it keeps in
-buffers of its own (`networks`), but some of torch's kernels allow none: hundreds of faults per update.
+buffers of its own (`networks`), but some of torch's kernels allow none: hundreds of faults.
 """
 
 import ctypes
