@@ -338,7 +338,7 @@ def assured(policy: PolicyFile, assurance: Assurance) -> AssuredController:
 def unassured(policy: PolicyFile) -> Assurance:
     """No ranges, thresholds or limits yet: what a calibration run starts from."""
     contract, settings = policy.contract, policy.settings
-    gamma = float(settings.get("gamma", 0.99))
+    gamma = float(settings.get("gamma", 0.99)) ** contract.hold
     scale = contract.time_limit * (1.0 - gamma) / max(contract.budget, 1.0)
     return Assurance.none(
         (contract.obs_size, contract.action_size),

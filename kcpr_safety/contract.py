@@ -2,14 +2,14 @@
 
 A contract is made by the world that a policy was trained in, travels inside every checkpoint and
 bundle, and is all that the deployed controller and its consumers know. JSON has no infinity: an
-unbounded side is `null` there and `inf` here. Commands, streams and servos are in JSON only where
-there are any, so that contracts written before there were some are still the same bytes.
+unbounded side is `null` there and `inf` here. Commands, streams, servos and a hold are in JSON only
+where there are any, so that contracts written before there were some are still the same bytes.
 """
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -53,7 +53,7 @@ class Contract:
     period_s: float
     """Control period: simulated time between two actions [s]."""
     time_limit: int
-    """Steps in a full episode."""
+    """Actions in a full episode."""
     budget: float
     """Allowed punishment (cost), summed over one full episode, undiscounted."""
     punishment: str
@@ -65,6 +65,8 @@ class Contract:
     """Parts of the punishment with a budget each; empty where only their sum has one."""
     servos: tuple[Servo, ...] = ()
     """Where actions are targets of joints: who holds each, in the action's order; else empty."""
+    hold: int = 1
+    """Steps of the task that each action is held for; `period_s` is that of all of them."""
 
     def __post_init__(self) -> None:
         if self.commands:
@@ -78,6 +80,26 @@ class Contract:
         if self.servos:
             return tuple(servo.rest for servo in self.servos)
         return tuple(min(max(0.0, entry.low), entry.high) for entry in self.action)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the task in a full episode."""
+        return self.time_limit * self.hold
+
+    def held(self, hold: int) -> "Contract":
+        """The same with each action held for so many times as long; `SettingsError` where a full
+        episode does not end with an action."""
+        if hold < 1 or self.time_limit % hold:
+            raise SettingsError(
+                f"{self.task} has {self.time_limit} steps an episode, which is not a whole number "
+                f"of actions held for {hold}"
+            )
+        return replace(
+            self,
+            period_s=self.period_s * hold,
+            time_limit=self.time_limit // hold,
+            hold=self.hold * hold,
+        )
 
     @property
     def obs_size(self) -> int:
@@ -131,6 +153,8 @@ class Contract:
         for optional in ("commands", "streams", "servos"):
             if not record[optional]:
                 del record[optional]
+        if self.hold == 1:
+            del record["hold"]
         for side in ("observation", "action"):
             for entry in record[side]:
                 for bound in ("low", "high"):
@@ -150,6 +174,7 @@ class Contract:
             record["streams"] = tuple(_stream(item) for item in streams)
             servos = record.setdefault("servos", ())
             record["servos"] = tuple(_servo(item) for item in servos)
+            record.setdefault("hold", 1)
             if set(record) != {field.name for field in fields(cls)}:
                 raise ValueError("keys differ")
             _check(record)
@@ -208,14 +233,15 @@ def _check(record: dict[str, Any]) -> None:
     for key in ("task", "punishment"):
         if not isinstance(record[key], str):
             raise ValueError(f"{key} is no text")
-    for key, lowest in (("period_s", 0.0), ("budget", 0.0), ("time_limit", 1)):
+    for key, lowest in (("period_s", 0.0), ("budget", 0.0), ("time_limit", 1), ("hold", 1)):
         value = record[key]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} is no number")
         if not (math.isfinite(value) and value >= lowest):
             raise ValueError(f"{key} is {value}")
-    if not isinstance(record["time_limit"], int):
-        raise ValueError("time_limit is no count of steps")
+    for key in ("time_limit", "hold"):
+        if not isinstance(record[key], int):
+            raise ValueError(f"{key} is no count of steps")
 
 
 def _entry(item: dict[str, Any]) -> Entry:

@@ -85,6 +85,8 @@ class Learner:
     ) -> None:
         """`device` holds the networks; what comes from a world and goes to it is on the CPU."""
         self.settings, self.task, self.device = settings, task, torch.device(device)
+        self.gamma = settings.gamma**task.hold
+        """Discount per action."""
         # Always on the CPU: the same seed draws the same numbers on every device.
         self.generator = torch.Generator().manual_seed(seed)
         hidden = [settings.width] * settings.depth
@@ -127,7 +129,7 @@ class Learner:
         self.normaliser = Normaliser(
             task.obs_size,
             num_envs,
-            settings.gamma,
+            self.gamma,
             device=self.device,
             near=settings.nearness * torch.tensor(task.closeness) if task.closeness else None,
         )
@@ -181,7 +183,7 @@ class Learner:
         spacing: dict[str, Any] = {
             "steps": settings.n_step,
             "envs": settings.num_envs,
-            "gamma": settings.gamma,
+            "gamma": self.gamma,
         }
         if settings.balanced:
             if task.streams:
@@ -302,7 +304,7 @@ class Learner:
         self.average[cut:].lerp_(self.parameters[cut:], self.settings.critic_target_rate)
         if not measure:
             return {}
-        per_episode = self.task.time_limit * (1.0 - self.settings.gamma) / self.punishment_scale
+        per_episode = self.task.time_limit * (1.0 - self.gamma) / self.punishment_scale
         return {
             "critic_loss": 0.5 * error.square().mean(1).sum(),
             "reward_q": q[REWARD].mean(),
@@ -326,7 +328,7 @@ class Learner:
         # An uncoupled agent has one policy for all.
         actions = torch.stack([action[0], action[-1], torch.tanh(deployed)])
         next_q = self.target(self._twice(next_obs, actions))[..., 0]
-        discount = settings.gamma * batch.continues
+        discount = self.gamma * batch.continues
         reward = batch.reward * self.normaliser.reward_scale
         punishment = batch.punishment * self.punishment_scale
         charge = self.tau * log_prob[0]
@@ -340,7 +342,7 @@ class Learner:
         target = torch.empty_like(next_q)
         target[REWARD] = bellman.reward_target(reward, discount, next_q[REWARD], charge)
         weighed = self.weighed(batch) * self.punishment_scale
-        weighed += settings.gamma * self.pace_value * (batch.continues == 0.0)
+        weighed += self.gamma * self.pace_value * (batch.continues == 0.0)
         target[PUNISHMENT] = bellman.punishment_target(
             weighed, discount, next_q[PUNISHMENT], companion_charge
         )
@@ -514,7 +516,7 @@ class Learner:
     @property
     def punishment_scale(self) -> float:
         """Makes the value of spending the budget evenly over an episode equal to 1."""
-        return self.task.time_limit * (1.0 - self.settings.gamma) / max(self.task.budget, 1.0)
+        return self.task.time_limit * (1.0 - self.gamma) / max(self.task.budget, 1.0)
 
     @property
     def pace_value(self) -> float:

@@ -96,10 +96,13 @@ class Settings:
     a hazard to a hand's breadth beside it, a lidar's closeness changes by a tenth of a deviation,
     and no critic learns that a step in between decides; 0 leaves observations as they are. A run
     that began with a policy (`--init`) sees as that did."""
+    hold: int = 1
+    """Steps of the task that an action is held for: a policy is then asked that much less often, on
+    its robot, too. Of a step of 0.02 s critics see too little (docs/experiments.md)."""
     gamma: float = 0.99
-    """Discount per step."""
+    """Discount per step of the task; an action that is held for several has that of all of them."""
     n_step: int = 1
-    """Steps that targets look ahead before they trust the critics; what was done meanwhile counts
+    """Actions that targets look ahead before they trust the critics; what was done meanwhile counts
     as the policy's own, exploration included."""
     hindsight: float = 0.0
     """Share of what is drawn from the replay that is told as if a goal had been meant that its
@@ -187,6 +190,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "width": (1, 4096),
     "depth": (1, 7),
     "nearness": (0.0, 100.0),
+    "hold": (1, 1000),
     "gamma": (0.0, 0.99999),
     "n_step": (1, 100),
     "hindsight": (0.0, 1.0),
@@ -218,7 +222,7 @@ and its actor takes a step with every one of the critics'.
 """
 
 
-BEFORE: Mapping[str, Any] = {"averaged": 0.0, "nearness": 0.0, "reach": 0.0}
+BEFORE: Mapping[str, Any] = {"averaged": 0.0, "hold": 1, "nearness": 0.0, "reach": 0.0}
 """What learners did before there was such a setting: so files that do not name it mean this."""
 
 

@@ -17,7 +17,7 @@ class Task(NamedTuple):
     budget: float
     """Allowed punishment per episode."""
     time_limit: int
-    """Steps per full episode."""
+    """Actions per full episode."""
     streams: tuple[tuple[str, float], ...] = ()
     """Parts of the punishment with budgets of their own: name, allowed punishment per episode."""
 
@@ -25,6 +25,8 @@ class Task(NamedTuple):
     """What its episodes are after, where observations say so."""
     closeness: tuple[bool, ...] = ()
     """Which observations tell how close something is (`Contract.closeness`); empty if none does."""
+    hold: int = 1
+    """Steps of the task that each action is held for; to a learner that is one step."""
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -131,7 +131,7 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         action = np.asarray(actions, dtype=np.float64)
         self._check_action(action)
         self._memory.note(action, self.elapsed, self.contract.time_limit)
-        outcome = self._advance(action)
+        outcome = self._held(action)
         self.elapsed += 1
         terminated = outcome.terminated
         truncated = outcome.truncated | (self.elapsed >= self.contract.time_limit)
@@ -187,13 +187,22 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
         obs, same = rewind.replay(
             held["actions"],
             self.elapsed,
-            self._advance,
+            self._held,
             lambda indices: self._reset_rows(indices, self.seeds[indices]),
         )
         equal = (obs == held["obs"]).all(axis=1)
         rewind.compare(self.contract.task, self.seeds, same, equal)
         self._last_obs, self._started = obs, True
         return obs
+
+    def hold(self, steps: int) -> "World":
+        """Keep every action for so many of the task's steps, from the next reset on; itself.
+
+        Rewards and punishments are then sums over them, observations those after the last, and the
+        contract says so. Raises `SettingsError` where a full episode does not end with an action.
+        """
+        self.contract = self.contract.held(steps)
+        return self
 
     def simulations(self) -> Simulations | None:
         """What it simulates with; None where that is not MuJoCo, or not known."""
@@ -211,6 +220,13 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
             groups[names[start] if alone else stem] = slice(start, stop)
             start = stop
         return groups
+
+    def _held(self, action: Float[np.ndarray, "envs action"]) -> Outcome:
+        """What the steps gave for which an action is held; of each environment up to its end."""
+        total = self._advance(action)
+        for _ in range(1, self.contract.hold):
+            total = _sum(total, self._advance(action))
+        return total
 
     @abstractmethod
     def _advance(self, action: Float[np.ndarray, "envs action"]) -> Outcome:
@@ -275,6 +291,35 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
                 UnstablePhysicsWarning,
                 stacklevel=4,
             )
+
+
+def _sum(before: Outcome, after: Outcome) -> Outcome:
+    """Two consecutive steps as one; where the first ended an episode, that one alone."""
+    over = before.terminated | before.truncated
+    if before.unstable is not None:
+        over = over | before.unstable
+
+    def added(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        total: np.ndarray = one + np.where(over.reshape(-1, *[1] * (one.ndim - 1)), 0.0, other)
+        return total
+
+    def either(one: Flags, other: Flags) -> Flags:
+        flags: Flags = one | (other & ~over)
+        return flags
+
+    def known(one: Any, other: Any, what: Callable[[Any, Any], Any]) -> Any:
+        return None if one is None or other is None else what(one, other)
+
+    return Outcome(
+        obs=np.where(over[:, None], before.obs, after.obs),
+        reward=added(before.reward, after.reward),
+        punishment=added(before.punishment, after.punishment),
+        terminated=either(before.terminated, after.terminated),
+        truncated=either(before.truncated, after.truncated),
+        unstable=known(before.unstable, after.unstable, either),
+        collision=known(before.collision, after.collision, either),
+        streams=known(before.streams, after.streams, added),
+    )
 
 
 def _box(entries: tuple[Any, ...]) -> gymnasium.spaces.Box:

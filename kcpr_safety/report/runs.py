@@ -131,6 +131,7 @@ def _from_config(config: Row, path: Path) -> Run:
     try:
         contract = config.get("contract") or {}
         limit = contract.get("time_limit")
+        hold = int(contract.get("hold", 1))
         run = Run(
             name=path.resolve().name,
             path=path,
@@ -139,7 +140,7 @@ def _from_config(config: Row, path: Path) -> Run:
             seed=int(config["seed"]),
             steps=int(config["steps"]),
             budget=float(config["budget"]),
-            time_limit=None if limit is None else int(limit),
+            time_limit=None if limit is None else int(limit) * hold,
             versions={str(k): str(v) for k, v in dict(config.get("versions", {})).items()},
             machine=str(config.get("machine", "")),
             settings=dict(config.get("settings", {})),

@@ -104,10 +104,16 @@ class Critic:
     def __init__(self, policy: PolicyFile) -> None:
         settings = settings_from(policy.settings)
         contract = policy.contract
-        task = Task(contract.obs_size, contract.action_size, contract.budget, contract.time_limit)
+        task = Task(
+            contract.obs_size,
+            contract.action_size,
+            contract.budget,
+            contract.time_limit,
+            hold=contract.hold,
+        )
         learner = Learner(settings, task, num_envs=1, seed=0)
         warm_start(learner, policy.tensors)
-        self.gamma = settings.gamma
+        self.gamma = learner.gamma
         self.scale = learner.punishment_scale
         """What one unit of punishment is to the critics."""
         self._learner = learner
@@ -157,7 +163,7 @@ def rollout(
     return Episodes(
         returns=tuple(math.fsum(trace.rewards) for trace in traces),
         punishments=tuple(math.fsum(trace.punishments) for trace in traces),
-        lengths=tuple(len(trace.rewards) for trace in traces),
+        lengths=tuple(len(trace.rewards) * world.contract.hold for trace in traces),
         terminated=tuple(trace.terminated for trace in traces),
         collisions=_whole(trace.collisions for trace in traces),
         streams=tuple(tuple(map(math.fsum, zip(*trace.streams, strict=True))) for trace in traces),
@@ -349,7 +355,7 @@ def card_of(policy: PolicyFile) -> TaskCard:
 def world_of(policy: PolicyFile, num_envs: int, seeds: EpisodeSeeds) -> World:
     """The policy's own task, which must still be the one that its contract was made for."""
     card = replace(card_of(policy), budget=policy.contract.budget)
-    world = envs.make_world(card, num_envs, episode_seeds=seeds)
+    world = envs.make_world(card, num_envs, episode_seeds=seeds).hold(policy.contract.hold)
     odd = "; ".join(differences(policy.contract, world.contract))
     if odd:
         world.close()

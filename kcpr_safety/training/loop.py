@@ -75,11 +75,16 @@ class Training:
             tuple((stream.name, stream.budget) for stream in contract.streams),
             world.goal,
             contract.closeness,
+            contract.hold,
         )
+        self.pass_steps = settings.num_envs * contract.hold
+        """Steps of the task that all environments take with one action each."""
         self.learner: AnyLearner = self.family.make(
             settings, task, settings.num_envs, config.seed, config.device
         )
-        self.replay = self.learner.memory(min(settings.capacity, config.steps + settings.num_envs))
+        self.replay = self.learner.memory(
+            min(settings.capacity, config.steps // contract.hold + settings.num_envs)
+        )
         # Apart from the learner's stream, so that a change of one leaves the other alone.
         self.generator = torch.Generator().manual_seed(config.seed + 2**32)
         self.steps, self.owed, self.punishment_total = 0, 0.0, 0.0
@@ -87,7 +92,7 @@ class Training:
         self.recent: deque[tuple[float, float]] = deque(maxlen=_EPISODES_SHOWN)
         self.marks = {"log": 0, "validate": settings.random_steps}
         """Steps at the last row of each kind."""
-        self.validation = Validation(card, config.budget)
+        self.validation = Validation(card, config.budget, contract.hold)
         self.guard = Guard(
             config.task,
             self.learner.m_bounds(),
@@ -180,11 +185,11 @@ class Training:
             action = self.learner.act(obs) if acts else self._random_action()
             stepping = simulator.submit(self.world.step, self.actuation.command(action))
             if learning:
-                log_due = self.steps + settings.num_envs - marks["log"] >= _LOG_EVERY
+                log_due = self.steps + self.pass_steps - marks["log"] >= _LOG_EVERY
                 self._metrics = self._learn(measure=log_due) or self._metrics
             obs = self._store(obs, action, stepping.result())
             if learning:
-                self.learner.advance(settings.num_envs)
+                self.learner.advance(self.pass_steps)
             if self.steps - marks["log"] >= _LOG_EVERY or self.steps >= total:
                 marks["log"] = self.steps
                 row = self._train_row(self._metrics, clock)
@@ -211,7 +216,7 @@ class Training:
     def _learn(self, *, measure: bool = True) -> dict[str, Tensor]:
         """The updates that this step owes, from transitions stored before it."""
         settings = self.config.settings
-        self.owed += settings.updates_per_step * settings.num_envs
+        self.owed += settings.updates_per_step * self.pass_steps
         self.learner.progress = min(self.steps / self.config.steps, 1.0)
         metrics: dict[str, Tensor] = {}
         while self.owed >= 1.0:
@@ -239,7 +244,7 @@ class Training:
         self.guard.stored(batch, self.steps)
         self.replay.add(batch)
         self.learner.observe(batch, torch.as_tensor(ended))
-        self.steps += len(reward)
+        self.steps += self.pass_steps
         self.punishment_total += float(punishment.sum())
         self._sums += (reward, punishment)
         if ended.any():

@@ -44,14 +44,15 @@ def train_run(options: TrainOptions, sinks: Sequence[Sink] = ()) -> RunSummary:
     family = family_of(options.agent)
     steps = DEFAULT_STEPS if options.steps is None else options.steps
     settings = family.settings(options.agent, overrides, max(steps, 1))
-    if steps < settings.num_envs:
-        raise SettingsError(f"{steps} steps are fewer than one step of {settings.num_envs} envs")
+    hold = getattr(settings, "hold", 1)
+    if steps < settings.num_envs * hold:
+        raise SettingsError(f"{steps} steps are fewer than one action of {settings.num_envs} envs")
     if options.init is None and overrides.get("critics_first"):
         raise SettingsError(
             "critics_first lets a policy stay as it is while critics learn of it; without --init "
             "there is none yet"
         )
-    world = training_world(card, settings.num_envs, options.seed)
+    world = training_world(card, settings.num_envs, options.seed).hold(hold)
     if bool(world.contract.commands) != family.chooses:
         others = [name for kind in FAMILIES if kind is not family for name in kind.agents]
         rows = len(world.contract.commands)
@@ -116,6 +117,7 @@ def resume_run(run: Path, sinks: Sequence[Sink] = ()) -> RunSummary:
     with locked(run), kept_task.task_of(run):
         card = replace(envs.resolve(config.task), budget=config.budget)
         world = training_world(card, config.settings.num_envs, config.seed)
+        world.hold(config.contract.hold)
         training = Training(run, config, world, card)
         training.take_up()
         return training.run(sinks)

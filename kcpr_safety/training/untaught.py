@@ -39,7 +39,7 @@ def untaught(
     Without a `policy`, a controller, actions are random.
     """
     contract = world.contract
-    rounds = min(steps // contract.time_limit, MOST_EPISODES) // world.num_envs
+    rounds = min(steps // contract.steps, MOST_EPISODES) // world.num_envs
     generator = torch.Generator().manual_seed(0)
     traces = collect(
         policy or nn.Identity(),

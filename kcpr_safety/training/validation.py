@@ -54,8 +54,8 @@ _NO_BUDGET = 1e-6
 class Validation:
     """All validations of one run so far."""
 
-    def __init__(self, card: TaskCard, budget: float) -> None:
-        self._card, self._budget = card, budget
+    def __init__(self, card: TaskCard, budget: float, hold: int = 1) -> None:
+        self._card, self._budget, self._hold = card, budget, hold
         self._world: envs.World | None = None
         self.rounds = 0
         """Episodes that each of the world's environments has been through."""
@@ -90,7 +90,8 @@ class Validation:
         """Where validation happens, ten episodes at a time; made when first asked for."""
         if self._world is None:
             seeds = consecutive_seeds(FIRST_VALIDATION_SEED, EPISODES)
-            self._world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
+            world = envs.make_world(self._card, EPISODES, episode_seeds=seeds)
+            self._world = world.hold(self._hold)
         return self._world
 
     def _run(self, policy: PolicyFile, episodes: int, critic: Critic | None) -> Episodes:

@@ -77,12 +77,13 @@ def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -
         env: Any = envs.make_official(
             policy.task, render_mode="rgb_array", width=WIDTH, height=HEIGHT
         )
-    period = policy.contract.period_s
+    contract = policy.contract
+    period, hold = contract.period_s / contract.hold, contract.hold
     stride = max(1, round(1.0 / (_MOST_FRAMES_PER_S[out.suffix] * period)))
-    limit = policy.contract.time_limit
+    limit = contract.steps
     shown = range(-(-limit // stride))
     if seconds is not None:
-        costs = _played(env, controller, eval_seed, limit, lambda step: None)
+        costs = _played(env, controller, eval_seed, limit, hold, lambda step: None)
         punished = [math.fsum(costs[i : i + stride]) for i in range(0, len(costs), stride)]
         shown = most_punished(punished, max(1, round(seconds / (period * stride))))
     frames: list[np.ndarray] = []
@@ -91,7 +92,7 @@ def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -
         if step % stride == 0 and step // stride in shown:
             frames.append(env.render())
 
-    _played(env, controller, eval_seed, min(limit, shown.stop * stride), look)
+    _played(env, controller, eval_seed, min(limit, shown.stop * stride), hold, look)
     fresh = out.with_name(f".{out.stem}.new{out.suffix}")
     with faults_of(f"cannot write {out}"):
         if out.suffix == ".gif":
@@ -102,7 +103,7 @@ def film(place: Path, out: Path, eval_seed: int, seconds: float | None = None) -
 
 
 def _played(
-    env: Any, controller: Any, seed: int, steps: int, look: Callable[[int], None]
+    env: Any, controller: Any, seed: int, steps: int, hold: int, look: Callable[[int], None]
 ) -> list[float]:
     """Punishment of each step of an episode; `look(step)` comes before it."""
     import torch
@@ -111,9 +112,10 @@ def _played(
     punished: list[float] = []
     for step in range(steps):
         look(step)
-        with torch.inference_mode():
-            row = torch.as_tensor(np.asarray(obs).ravel(), dtype=torch.float32)
-            action = controller(row[None])[0].numpy().astype(np.float64)
+        if step % hold == 0:
+            with torch.inference_mode():
+                row = torch.as_tensor(np.asarray(obs).ravel(), dtype=torch.float32)
+                action = controller(row[None])[0].numpy().astype(np.float64)
         obs, _, cost, terminated, truncated, _ = env.step(action)
         punished.append(float(cost))
         if terminated or truncated:
