@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import fake_contract, fake_policy
+import torch
+from fakes import fake_contract, fake_policy, fake_run
 from toys import Sprint
 
 from kcpr_safety import envs
@@ -17,11 +18,13 @@ from kcpr_safety.agents.task import Task
 from kcpr_safety.assured import unassured
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.contract import Contract
+from kcpr_safety.deploy import load_policy
+from kcpr_safety.deploy.bundle import export_bundle
 from kcpr_safety.envs.official import OfficialWorld
 from kcpr_safety.errors import FileFault, SettingsError
 from kcpr_safety.policy_file import RUN_FILE, read_policy
 from kcpr_safety.seeds import training_seeds
-from kcpr_safety.training import loop, validation
+from kcpr_safety.training import loop, validation, video
 from kcpr_safety.training.evaluation import evaluate_policy
 from kcpr_safety.training.options import TrainOptions
 from kcpr_safety.training.runs import resume_run, train_run
@@ -110,6 +113,32 @@ def test_what_the_future_is_worth_does_not_depend_on_the_hold() -> None:
     assert held.punishment_scale == pytest.approx(plain.punishment_scale, rel=0.02)
     policy = fake_policy(contract=fake_contract().held(4))
     assert unassured(policy).gamma == pytest.approx(0.99**4)
+
+
+def test_a_bundle_tells_the_robot_its_longer_period(tmp_path: Path) -> None:
+    policy = fake_policy(contract=fake_contract().held(4))
+    export_bundle(fake_run(tmp_path / "run", policy), tmp_path / "bundle")
+    assert load_policy(tmp_path / "bundle").contract == policy.contract
+
+
+def test_a_film_shows_every_step_and_asks_once_a_command() -> None:
+    asked, taken = [], []
+
+    def controller(rows: torch.Tensor) -> torch.Tensor:
+        asked.append(float(rows[0, 0]))
+        return rows
+
+    class Line:
+        def reset(self, seed: int) -> Any:
+            return np.zeros(1), {}
+
+        def step(self, action: np.ndarray) -> Any:
+            taken.append(float(action[0]))
+            return np.array([float(len(taken))]), 0.0, 0.5, False, False, {}
+
+    looked: list[int] = []
+    assert video._played(Line(), controller, 0, 6, 4, looked.append) == [0.5] * 6
+    assert (asked, taken, looked) == ([0.0, 4.0], [0.0] * 4 + [4.0] * 2, [0, 1, 2, 3, 4, 5])
 
 
 @pytest.fixture
