@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -87,6 +88,37 @@ def test_nothing_counts_after_an_end_within_an_action() -> None:
     assert infos["punishment"].tolist() == [2.0, 4.0]
     assert infos["final_obs"][0].tolist() == [2.0, 1.0]
     assert obs[0].tolist() == [0.0, 0.0]
+
+
+class Strict(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Ends after three steps, and then refuses to be stepped."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float64)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.steps = 0
+        return np.zeros(1), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        assert self.steps < 3, "it is over"
+        self.steps += 1
+        return np.array([float(self.steps)]), 1.0, 0.5, self.steps == 3, False, {}
+
+
+def test_what_has_ended_is_not_stepped_on() -> None:
+    gymnasium.register("KcprTestStrict-v0", entry_point=Strict, max_episode_steps=8)
+    try:
+        card = envs.resolve("KcprTestStrict-v0")
+        world = OfficialWorld(card, 2, lambda i, k: 0).hold(4)
+        world.reset()
+        for _ in range(2):
+            _, reward, terminated, _, infos = world.step(np.zeros((2, 1)))
+            assert terminated.all() and reward.tolist() == [3.0, 3.0]
+            assert infos["punishment"].tolist() == [1.5, 1.5]
+            assert infos["final_obs"].tolist() == [[3.0], [3.0]]
+    finally:
+        del gymnasium.registry["KcprTestStrict-v0"]
 
 
 def test_a_held_world_comes_back_exactly() -> None:

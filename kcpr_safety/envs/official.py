@@ -215,6 +215,8 @@ class OfficialWorld(World):
         self.goal = goal_of(card.task, first)
         self._flat_space = gymnasium.spaces.flatten_space(first.observation_space)
         self._warned = False
+        self._over = np.zeros(num_envs, dtype=bool)
+        """Whose episode has ended: until a reset they are not stepped, which many would refuse."""
 
     def _advance(self, action: np.ndarray) -> Outcome:
         obs = np.zeros((self.num_envs, self.contract.obs_size))
@@ -222,6 +224,8 @@ class OfficialWorld(World):
         ends = np.zeros((2, self.num_envs), dtype=bool)
         unstable = np.zeros(self.num_envs, dtype=bool)
         for i, env in enumerate(self._envs):
+            if self._over[i]:
+                continue
             before = _clock(env)
             started = time.perf_counter()
             try:
@@ -242,6 +246,7 @@ class OfficialWorld(World):
             obs[i] = self._row(i, row, "step")
             scalars[:, i] = reward, cost
             ends[:, i] = terminated, truncated
+        self._over |= ends.any(axis=0) | unstable
         return Outcome(obs, scalars[0], scalars[1], ends[0], ends[1], unstable)
 
     def _reset_rows(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -255,6 +260,7 @@ class OfficialWorld(World):
             self._refuse(i, promises.reset(result))
             self._check_spaces(self.contract.task, env, "after a reset")
             rows.append(self._row(i, result[0], "reset"))
+            self._over[i] = False
         return np.array(rows, dtype=np.float64)
 
     def _row(self, i: int, obs: Any, when: str) -> np.ndarray:

@@ -230,7 +230,8 @@ class World(VectorEnv[Rows, Float[np.ndarray, "envs action"], Rows]):
 
     @abstractmethod
     def _advance(self, action: Float[np.ndarray, "envs action"]) -> Outcome:
-        """One control period of every environment; rows must be new arrays."""
+        """One step of every environment; rows must be new arrays. Where an episode has ended within
+        a held action, anything may come."""
 
     @abstractmethod
     def _reset_rows(self, indices: np.ndarray, seeds: np.ndarray) -> Float[np.ndarray, "some obs"]:
