@@ -100,8 +100,8 @@ MUTATIONS = (
     Mutation(
         "discount after termination",
         "kcpr_safety/agents/continuous.py",
-        "discount = settings.gamma * batch.continues",
-        "discount = settings.gamma * torch.ones_like(batch.continues)",
+        "discount = self.gamma * batch.continues",
+        "discount = self.gamma * torch.ones_like(batch.continues)",
         "tests/test_agents.py",
     ),
     Mutation(

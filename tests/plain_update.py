@@ -102,7 +102,8 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
             companion_charge = tau_companion * companion_log_prob + k_companion * (
                 kl(companion, reward_policy) - agreement
             )
-        discount = settings.gamma * batch.continues.double()
+        gamma = settings.gamma**task.hold
+        discount = gamma * batch.continues.double()
         reward = batch.reward.double() * learner.normaliser.reward_scale
         punishment = batch.punishment.double() * learner.punishment_scale
         average = split(learner.deployed.flat.double(), members, learner.actor.sizes)
@@ -111,8 +112,8 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
             reward, discount, twins(target, 0, next_obs, action), charge
         )
         per_step = learner.controller.pace / task.time_limit * learner.punishment_scale
-        ever_after = per_step / (1.0 - settings.gamma)
-        ended = torch.where(batch.continues == 0.0, settings.gamma * ever_after, 0.0)
+        ever_after = per_step / (1.0 - gamma)
+        ended = torch.where(batch.continues == 0.0, gamma * ever_after, 0.0)
         y_punishment = bellman.punishment_target(
             weighed * learner.punishment_scale + ended,
             discount,

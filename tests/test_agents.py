@@ -40,8 +40,8 @@ def draw_batch(seed: int = 0, size: int = 32, continues: float = 1.0) -> Batch:
     )
 
 
-def make(settings: Settings = SMALL, seed: int = 0) -> Learner:
-    learner = Learner(settings, TASK, num_envs=4, seed=seed)
+def make(settings: Settings = SMALL, seed: int = 0, task: Task = TASK) -> Learner:
+    learner = Learner(settings, task, num_envs=4, seed=seed)
     learner.observe(draw_batch(99, size=4), torch.zeros(4, dtype=torch.bool))
     learner.controller.integral = math.log(settings.m_start)  # as if that had kept the budget
     return learner
@@ -208,7 +208,7 @@ def test_lambda_is_what_the_coupling_implies() -> None:
 
 
 @pytest.mark.parametrize(
-    "agent", [*sorted(AGENTS), "kcpr, closed form", "kcpr, barrier", "kcpr, reach"]
+    "agent", [*sorted(AGENTS), "kcpr, closed form", "kcpr, barrier", "kcpr, reach", "kcpr, hold"]
 )
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
@@ -217,7 +217,8 @@ def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
     changed = {"width": 16, "layer_norm": layer_norm, "closed_form": form == "closed form"}
     changed |= {"barrier": 0.3} if form == "barrier" else {}
     changed |= {"reach": 0.2} if form == "reach" else {}
-    learner = make(agent_settings(name, changed))
+    held = TASK._replace(time_limit=250, hold=4)
+    learner = make(agent_settings(name, changed), task=held if form == "hold" else TASK)
     for step in range(20):  # away from the initial agreement of the two policies
         learner.update(draw_batch(step))
     batch = draw_batch(100)._replace(continues=(torch.arange(32) % 4 > 0).float())
