@@ -2,16 +2,14 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from toys import Sprint
+from toys import Sprint, only_sprints
 
-from kcpr_safety import envs
 from kcpr_safety.cards import TaskCard
 from kcpr_safety.errors import NonFiniteError, TrainingFault
 from kcpr_safety.tensor_file import unpack
@@ -29,13 +27,7 @@ FEW = {"width": 8, "batch": 16, "random_steps": 200, "num_envs": 10, "updates_pe
 
 @pytest.fixture(autouse=True)
 def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_world(card: TaskCard, num_envs: int, *, episode_seeds: Any, **_: Any) -> Sprint:
-        world = Sprint(num_envs, episode_seeds)
-        world.contract = replace(world.contract, budget=card.budget)
-        return world
-
-    monkeypatch.setattr(envs, "resolve", lambda task: CARD)
-    monkeypatch.setattr(envs, "make_world", make_world)
+    only_sprints(monkeypatch, CARD)
     monkeypatch.setattr(validation, "EPISODES", 2)
     monkeypatch.setattr(loop, "_LOG_EVERY", 500)
     monkeypatch.setattr(loop, "CHECKPOINT_PERIOD_S", 0.05)

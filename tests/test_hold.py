@@ -1,7 +1,6 @@
 """Is an action that is held for several steps the same as as many equal ones?"""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import fake_contract, fake_policy, fake_run
-from toys import Sprint
+from toys import Sprint, only_sprints
 
 from kcpr_safety import envs
 from kcpr_safety.agents import Learner
@@ -175,13 +174,7 @@ def test_a_film_shows_every_step_and_asks_once_a_command() -> None:
 
 @pytest.fixture
 def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_world(card: TaskCard, num_envs: int, *, episode_seeds: Any, **_: Any) -> Sprint:
-        world = Sprint(num_envs, episode_seeds)
-        world.contract = replace(world.contract, budget=card.budget)
-        return world
-
-    monkeypatch.setattr(envs, "resolve", lambda task: CARD)
-    monkeypatch.setattr(envs, "make_world", make_world)
+    only_sprints(monkeypatch, CARD)
     monkeypatch.setattr(validation, "EPISODES", 2)
     monkeypatch.setattr(loop, "_LOG_EVERY", 400)
 

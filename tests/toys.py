@@ -1,9 +1,14 @@
 """What do tests train in, where MuJoCo would take too long?"""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 
+from kcpr_safety import envs
+from kcpr_safety.cards import TaskCard
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs.world import Outcome, World
 from kcpr_safety.seeds import EpisodeSeeds
@@ -51,3 +56,15 @@ class Sprint(World):
     def _reset_rows(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         self.position[indices] = (seeds % 7) / 7.0
         return np.stack([self.position[indices], np.zeros(len(indices))], axis=1)
+
+
+def only_sprints(monkeypatch: pytest.MonkeyPatch, card: TaskCard) -> None:
+    """From now on every task is `card`, and every world a Sprint of its budget."""
+
+    def make_world(card: TaskCard, num_envs: int, *, episode_seeds: Any, **_: Any) -> Sprint:
+        world = Sprint(num_envs, episode_seeds)
+        world.contract = replace(world.contract, budget=card.budget)
+        return world
+
+    monkeypatch.setattr(envs, "resolve", lambda task: card)
+    monkeypatch.setattr(envs, "make_world", make_world)
