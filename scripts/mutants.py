@@ -35,6 +35,13 @@ MUTATIONS = (
         "tests/test_agents.py",
     ),
     Mutation(
+        "pessimism the wrong way round",
+        "kcpr_safety/ops/bellman.py",
+        "return least + 0.5 * (1.0 - pessimism) * (q.amax(0) - least)",
+        "return least + 0.5 * pessimism * (q.amax(0) - least)",
+        "tests/test_agents.py",
+    ),
+    Mutation(
         "sign of the punishment in its actor",
         "kcpr_safety/agents/continuous.py",
         "g = gradients.through_tanh(action[1], punishment_slope, tau)",

@@ -109,7 +109,7 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         average = split(learner.deployed.flat.double(), members, learner.actor.sizes)
         deployed = torch.tanh(policies(average, next_obs, coupled=False)[0][0])
         y_reward = bellman.reward_target(
-            reward, discount, twins(target, 0, next_obs, action), charge
+            reward, discount, twins(target, 0, next_obs, action), charge, settings.pessimism
         )
         per_step = learner.controller.pace / task.time_limit * learner.punishment_scale
         ever_after = per_step / (1.0 - gamma)
@@ -139,11 +139,13 @@ def plain_gradient(learner: Learner, batch: Batch) -> torch.Tensor:
         weight = b * k_reward / (tau_companion + k_companion)
         avoided = weight * twins(constant, 2, obs, action).mean(0)
         temperature = tau + (1.0 - b**2) * k_reward
-        actor_loss = (temperature * log_prob - twins(constant, 0, obs, action).amin(0)).mean()
+        expected = bellman.low(twins(constant, 0, obs, action), settings.pessimism)
+        actor_loss = (temperature * log_prob - expected).mean()
         actor_loss = actor_loss + avoided.mean()
     else:
+        both = twins(constant, 0, obs, action)
         actor_loss = losses.reward_actor_loss(
-            log_prob, twins(constant, 0, obs, action), between, tau, k_reward
+            log_prob, both, between, tau, k_reward, settings.pessimism
         )
     if settings.coupled:
         actor_loss = actor_loss + losses.punishment_actor_loss(

@@ -207,9 +207,10 @@ def test_lambda_is_what_the_coupling_implies() -> None:
     assert learner.weight == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize(
-    "agent", [*sorted(AGENTS), "kcpr, closed form", "kcpr, barrier", "kcpr, reach", "kcpr, hold"]
-)
+FORMS = ("closed form", "barrier", "reach", "hold", "pessimism")
+
+
+@pytest.mark.parametrize("agent", [*sorted(AGENTS), *(f"kcpr, {form}" for form in FORMS)])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
     """Gradients by hand in float32 against automatic differentiation in float64."""
@@ -217,6 +218,7 @@ def test_the_fast_update_is_the_plain_one(agent: str, layer_norm: bool) -> None:
     changed = {"width": 16, "layer_norm": layer_norm, "closed_form": form == "closed form"}
     changed |= {"barrier": 0.3} if form == "barrier" else {}
     changed |= {"reach": 0.2} if form == "reach" else {}
+    changed |= {"pessimism": 0.3} if form == "pessimism" else {}
     held = TASK._replace(time_limit=250, hold=4)
     learner = make(agent_settings(name, changed), task=held if form == "hold" else TASK)
     for step in range(20):  # away from the initial agreement of the two policies

@@ -340,7 +340,9 @@ class Learner:
         else:
             companion_charge = torch.zeros_like(charge)
         target = torch.empty_like(next_q)
-        target[REWARD] = bellman.reward_target(reward, discount, next_q[REWARD], charge)
+        target[REWARD] = bellman.reward_target(
+            reward, discount, next_q[REWARD], charge, self.settings.pessimism
+        )
         weighed = self.weighed(batch) * self.punishment_scale
         weighed += self.gamma * self.pace_value * (batch.continues == 0.0)
         target[PUNISHMENT] = bellman.punishment_target(
@@ -352,11 +354,13 @@ class Learner:
     def _q_slopes(
         self, obs: Tensor, action: Tensor
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
-        """(dQ_R/da of the lower twin at pi_R's action, mean dQ_P/da of both at pi_P's)."""
+        """(dQ_R/da at pi_R's action as `pessimism` weighs the twins, mean dQ_P/da at pi_P's)."""
         q, trace = self.critic.forward(self._twice(obs, action.expand(2, *obs.shape[:1], -1)), 4)
         weights = torch.full_like(q, 0.5)
+        pessimism = self.settings.pessimism
         torch.lt(q[0], q[1], out=weights[0])
         torch.le(q[1], q[0], out=weights[1])
+        weights[:2].mul_(pessimism).add_(0.5 * (1.0 - pessimism))
         slopes = self.critic.input_gradient(trace, weights, slice(self.task.obs_size, None))
         reward, punishment = slopes.view(2, 2, *slopes.shape[1:]).sum(1)
         return reward, punishment

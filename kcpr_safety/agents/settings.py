@@ -101,6 +101,10 @@ class Settings:
     its robot, too. Of a step of 0.02 s critics see too little (docs/experiments.md)."""
     gamma: float = 0.99
     """Discount per step of the task; an action that is held for several has that of all of them."""
+    pessimism: float = 1.0
+    """How far below the mean of its two critics a reward is expected: 1 at the lower one, 0 at the
+    mean. Where what is not known yet varies much, as a box that is pushed does, caution keeps
+    robots from ever knowing it (docs/experiments.md)."""
     n_step: int = 1
     """Actions that targets look ahead before they trust the critics; what was done meanwhile counts
     as the policy's own, exploration included."""
@@ -192,6 +196,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "nearness": (0.0, 100.0),
     "hold": (1, 1000),
     "gamma": (0.0, 0.99999),
+    "pessimism": (0.0, 1.0),
     "n_step": (1, 100),
     "hindsight": (0.0, 1.0),
     "learning_rate": (1e-8, 1.0),
@@ -222,7 +227,13 @@ and its actor takes a step with every one of the critics'.
 """
 
 
-BEFORE: Mapping[str, Any] = {"averaged": 0.0, "hold": 1, "nearness": 0.0, "reach": 0.0}
+BEFORE: Mapping[str, Any] = {
+    "averaged": 0.0,
+    "hold": 1,
+    "nearness": 0.0,
+    "pessimism": 1.0,
+    "reach": 0.0,
+}
 """What learners did before there was such a setting: so files that do not name it mean this."""
 
 

@@ -1,11 +1,13 @@
 """What does each critic learn towards?
 
-    reward       y = r + g (min Q_R(s', a') - tau_R log pi_R(a'|s') - k_R X(pi_R)(s')),  a' ~ pi_R
+    reward       y = r + g (low Q_R(s', a') - tau_R log pi_R(a'|s') - k_R X(pi_R)(s')),  a' ~ pi_R
     punishment   y = c + g (mean Q_P(s', a') + tau_P log pi_P(a'|s') + k_P X(pi_P)(s')), a' ~ pi_P
     evaluation   y = c + g Q_C(s', a'),                        a' = the deployed policy's, noiseless
 
 X is the excess KL (`ops.gaussian`), g the discount after termination: g = gamma (1 - terminated);
-truncation bootstraps. Q_P and Q_C are punishments (>= 0). The maximum of the twins would be their
+truncation bootstraps. low is the lower of the twins, or what `pessimism` makes of both.
+
+Q_P and Q_C are punishments (>= 0). The maximum of the twins would be their
 pessimism, but it is taken again at every step: where the twins differ by a little, Q_P grows to
 several times what is ever suffered, and what it then says about *actions* is mostly that noise
 (docs/experiments.md). The mean has no such bias, and the coupling keeps pi_P too close to pi_R to
@@ -25,11 +27,17 @@ Twins = Float[Tensor, "twins batch"]
 Members = Float[Tensor, "members batch"]
 
 
+def low(q: Twins, pessimism: float) -> Column:
+    """The lower twin at a pessimism of 1, both twins' mean at 0, evenly in between."""
+    least = q.amin(0)
+    return least + 0.5 * (1.0 - pessimism) * (q.amax(0) - least)
+
+
 def reward_target(
-    reward: Column, discount: Column, next_q: Twins, regularisation: Column
+    reward: Column, discount: Column, next_q: Twins, regularisation: Column, pessimism: float = 1.0
 ) -> Column:
-    """r + g (min over twins - regularisation); regularisation = tau log pi + k X."""
-    return reward + discount * (next_q.amin(0) - regularisation)
+    """r + g (low over twins - regularisation); regularisation = tau log pi + k X."""
+    return reward + discount * (low(next_q, pessimism) - regularisation)
 
 
 def punishment_target(

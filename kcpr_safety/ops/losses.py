@@ -1,6 +1,6 @@
 """What does each policy minimise?
 
-    reward module       E[ tau_R log pi_R - min Q_R + k_R KL(pi_R || soft(pi_P)) + nu mean Q_P ]
+    reward module       E[ tau_R log pi_R - low Q_R + k_R KL(pi_R || soft(pi_P)) + nu mean Q_P ]
     punishment module   E[ tau_P log pi_P + mean Q_P + k_P KL(pi_P || soft(pi_R)) ]
 
 nu is zero for every coupled agent: punishment then reaches the reward module only through its
@@ -13,14 +13,18 @@ reward module acts on Q_R - lambda Q_P with lambda = b k_R / (tau_P + k_P).
 from jaxtyping import Float
 from torch import Tensor
 
+from kcpr_safety.ops.bellman import low
+
 Column = Float[Tensor, "batch"]
 Twins = Float[Tensor, "twins batch"]
 Scalar = Float[Tensor, ""]
 
 
-def reward_actor_loss(log_prob: Column, q: Twins, kl: Column, entropy: float, k: float) -> Scalar:
-    """tau_R log pi_R - min Q_R + k_R KL, averaged over the batch."""
-    return (entropy * log_prob - q.amin(0) + k * kl).mean()
+def reward_actor_loss(
+    log_prob: Column, q: Twins, kl: Column, entropy: float, k: float, pessimism: float = 1.0
+) -> Scalar:
+    """tau_R log pi_R - low Q_R + k_R KL, averaged over the batch."""
+    return (entropy * log_prob - low(q, pessimism) + k * kl).mean()
 
 
 def punishment_actor_loss(
