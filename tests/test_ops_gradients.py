@@ -40,6 +40,7 @@ def test_the_reward_policys_gradient() -> None:
         gaussian.softened_kl(mean, log_std, *prior, B),
         TAU,
         K,
+        1.0,
     )
     expected = torch.autograd.grad(6 * loss, [mean, log_std])
     action, std = torch.tanh(u).detach(), log_std.exp().detach()
@@ -135,6 +136,7 @@ def test_coupled_gaussians_settle_where_lambda_says() -> None:
             gaussian.softened_kl(*reward, *(x.detach() for x in companion), b),
             tau,
             k,
+            1.0,
         ) + losses.punishment_actor_loss(
             -companion[1].sum(-1),
             expected(companion, -1.0),

@@ -34,7 +34,7 @@ def low(q: Twins, pessimism: float) -> Column:
 
 
 def reward_target(
-    reward: Column, discount: Column, next_q: Twins, regularisation: Column, pessimism: float = 1.0
+    reward: Column, discount: Column, next_q: Twins, regularisation: Column, pessimism: float
 ) -> Column:
     """r + g (low over twins - regularisation); regularisation = tau log pi + k X."""
     return reward + discount * (low(next_q, pessimism) - regularisation)

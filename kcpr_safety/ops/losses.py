@@ -21,7 +21,7 @@ Scalar = Float[Tensor, ""]
 
 
 def reward_actor_loss(
-    log_prob: Column, q: Twins, kl: Column, entropy: float, k: float, pessimism: float = 1.0
+    log_prob: Column, q: Twins, kl: Column, entropy: float, k: float, pessimism: float
 ) -> Scalar:
     """tau_R log pi_R - low Q_R + k_R KL, averaged over the batch."""
     return (entropy * log_prob - low(q, pessimism) + k * kl).mean()
