@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kcpr_safety import envs
-from kcpr_safety.envs import compat, lean, plainly
+from kcpr_safety.envs import compat, lean, official, plainly
 from kcpr_safety.errors import EnvironmentFault, MissingPackageError, UnknownNameError
 
 
@@ -175,3 +175,27 @@ def test_a_missing_gl_library_is_said_at_the_door() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "libosmesa6" in run.stdout
     assert run.stdout.count("\n") == 1
+
+
+def test_joints_of_every_kind_are_read_and_set_by_name() -> None:
+    """What gymnasium-robotics asks of each joint, whichever mujoco is installed."""
+    official.registered_spec("gymnasium_robotics:FetchPush-v4")
+    utils: Any = importlib.import_module("gymnasium_robotics.utils.mujoco_utils")
+    kinds = {"hinge": (1, 1), "slide": (1, 1), "ball": (4, 3), "free": (7, 6)}
+    bodies = "".join(
+        f'<body><joint name="{kind}" type="{kind}"/><geom size="1"/></body>' for kind in kinds
+    )
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{bodies}</worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    for column, widths in (("qpos", 0), ("qvel", 1)):
+        given = {
+            kind: np.arange(of[widths]) + 10.0 * i for i, (kind, of) in enumerate(kinds.items())
+        }
+        for kind, value in given.items():
+            getattr(utils, f"set_joint_{column}")(model, data, kind, value)
+        np.testing.assert_array_equal(getattr(data, column), np.concatenate(list(given.values())))
+        for kind, value in given.items():
+            read = getattr(utils, f"get_joint_{column}")(model, data, kind)
+            np.testing.assert_array_equal(read, value)
+            read[:] = -1.0
+            assert (getattr(data.joint(kind), column) == value).all()

@@ -4,7 +4,8 @@ The wheel pins gymnasium 0.28.1, mujoco 2.3.3 and Python <= 3.10. Everything it 
 has moved or changed since is mended here, when it is imported and in its own namespaces only: no
 file of it is edited, and nobody else's gymnasium, numpy or dataclasses is touched afterwards. Each
 function below is one mend and says what broke, and since when.
-What makes models lean, which is a matter of cost alone, is in `lean.py`.
+What makes models lean, which is a matter of cost alone, is in `lean.py`. One mend is for another
+package, gymnasium-robotics.
 """
 
 import contextlib
@@ -252,3 +253,27 @@ def instability_is_counted_elsewhere() -> None:
             sys.stderr.write(f"MuJoCo: {message}\n")
 
     mujoco.set_mju_user_warning(heard)
+
+
+# --------------------------------------------------------------------------- gymnasium-robotics
+
+
+def joints_by_name() -> None:
+    """mujoco 4: a joint type no longer equals numpy's integer of it, so that no hinge is one."""
+    utils: Any = importlib.import_module("gymnasium_robotics.utils.mujoco_utils")
+
+    def setter(column: str) -> Callable[..., None]:
+        def assign(model: mujoco.MjModel, data: mujoco.MjData, name: str, value: Any) -> None:
+            getattr(data.joint(name), column)[:] = value
+
+        return assign
+
+    def getter(column: str) -> Callable[..., np.ndarray]:
+        def read(model: mujoco.MjModel, data: mujoco.MjData, name: str) -> np.ndarray:
+            return np.array(getattr(data.joint(name), column))
+
+        return read
+
+    for column in ("qpos", "qvel"):
+        setattr(utils, f"set_joint_{column}", setter(column))
+        setattr(utils, f"get_joint_{column}", getter(column))

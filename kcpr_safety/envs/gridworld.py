@@ -45,7 +45,7 @@ def card_of(task: str) -> TaskCard:
     )
 
 
-class GridEnv(gymnasium.Env[int, SupportsInt]):
+class GridEnv(gymnasium.Env[Any, SupportsInt]):
     """One grid-world; `grid` is a name or a `Grid` of one's own."""
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (gymnasium's own form)
@@ -77,7 +77,7 @@ class GridEnv(gymnasium.Env[int, SupportsInt]):
         cost = float(outcomes.punishment[place])
         return self.state, float(outcomes.reward[place]), ended, False, {"cost": cost}
 
-    def render(self) -> str:  # type: ignore[override]
+    def render(self) -> str:  # type: ignore[override, unused-ignore]
         """The drawing, with an @ where the agent stands."""
         rows = [list(row) for row in self.grid.drawing]
         if self.state >= 0:

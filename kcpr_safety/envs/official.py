@@ -23,7 +23,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from kcpr_safety.cards import TaskCard, card_names, find_card
 from kcpr_safety.contract import Contract, Entry
 from kcpr_safety.envs import naming, promises
-from kcpr_safety.envs.compat import safety_gymnasium
+from kcpr_safety.envs.compat import joints_by_name, safety_gymnasium
 from kcpr_safety.envs.declared import DeclaredEnv
 from kcpr_safety.envs.goals import goal_of
 from kcpr_safety.envs.plainly import plain, refuse, said_plainly
@@ -33,6 +33,9 @@ from kcpr_safety.seeds import EpisodeSeeds
 
 Step = tuple[Any, Any, Any, Any, Any, Any]
 """obs, reward, cost, terminated, truncated, info."""
+
+ROBOTICS = "gymnasium_robotics"
+"""The package whose import is mended and hushed."""
 
 SLOW_S = 1.0
 """A step longer than this is worth a warning [s]."""
@@ -144,6 +147,8 @@ def _import(task: str, module: str) -> None:
     try:
         with _quiet_robotics(module):
             importlib.import_module(module)
+            if module.partition(".")[0] == ROBOTICS:
+                joints_by_name()
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise EnvironmentFault(
@@ -162,15 +167,15 @@ def _import(task: str, module: str) -> None:
 def _quiet_robotics(module: str) -> Iterator[None]:
     """Without the one notice that gymnasium-robotics prints at import, about Adroit's rewards."""
     notices: dict[str, Any] = {}
-    if module.partition(".")[0] == "gymnasium_robotics":
+    if module.partition(".")[0] == ROBOTICS:
         with contextlib.suppress(ModuleNotFoundError):
             notices = importlib.import_module("farama_notifications").notifications
-    kept = notices.pop("gymnasium_robotics", None)
+    kept = notices.pop(ROBOTICS, None)
     try:
         yield
     finally:
         if kept is not None:
-            notices["gymnasium_robotics"] = kept
+            notices[ROBOTICS] = kept
 
 
 def drawn_spec(task: str) -> EnvSpec | None:
