@@ -25,7 +25,7 @@ from typing import Any
 
 from kcpr_safety import envs
 from kcpr_safety.agents.families import family_of
-from kcpr_safety.agents.settings import BEFORE
+from kcpr_safety.agents.settings import AGENTS, BEFORE
 from kcpr_safety.api import STABLE_KEYS, evaluate, report
 from kcpr_safety.envs.registry import family
 from kcpr_safety.report.benchmark_build import ablations
@@ -81,9 +81,14 @@ def older(row: dict[str, Any]) -> str:
     today = usual(row["task"], row["agent"], row["steps"], row["overrides"])
     if family(row["task"]) == "velocity":  # observes no closeness: as before there was nearness
         del today["nearness"]
-    own = {**BEFORE, **row["settings"]}
+    own = complete(row)["settings"]
     own = {name: own.get(name, "none") for name in sorted(today)}
     return ", ".join(f"{name} {value}" for name, value in own.items() if value != today[name])
+
+
+def complete(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the settings that there were not yet when it was made."""
+    return row | {"settings": {**BEFORE, **row["settings"]}}
 
 
 def label_of(agent: str, overrides: dict[str, Any]) -> str:
@@ -149,7 +154,7 @@ def groups() -> dict[tuple[str, int, str, str], list[dict[str, Any]]]:
 
 def page(runs: list[Path]) -> Path:
     """The benchmark page of all rows that are kept, with films of these runs."""
-    rows = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in read(path)]
+    rows = [complete(row) for path in sorted(RESULTS.glob("*.jsonl")) for row in read(path)]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         (scratch / CELLS).mkdir()
@@ -177,12 +182,13 @@ def contributions() -> str:
     for path in sorted(RESULTS.glob("*.jsonl")):
         alike: dict[tuple[int, str], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
         for i, row in enumerate(read(path), start=1):
-            alike[row["steps"], older(row)].append((f"{path.name}, line {i}", uncoupled(row)))
-        told: set[int] = set()
+            told = f"{path.name}, line {i}", complete(uncoupled(row))
+            alike[row["steps"], older(row)].append(told)
+        written: set[int] = set()
         for (steps, of), rows in sorted(alike.items(), key=lambda a: len(a[0][1])):
-            if steps not in told and (found := held_together(rows, of)):
+            if steps not in written and (found := held_together(rows, of)):
                 lines += found
-                told.add(steps)
+                written.add(steps)
     return "\n".join(lines) or "No two rows can be held together yet.\n"
 
 
@@ -212,7 +218,7 @@ def uncoupled(row: dict[str, Any]) -> dict[str, Any]:
     """SAC-Lag's row as that of kcpr without its coupling, which is what it is."""
     if row["agent"] != "sac-lag":
         return row
-    overrides = {"coupling": 0.0, **row["overrides"]}
+    overrides = {**AGENTS["sac-lag"], **row["overrides"]}
     return row | {"agent": "kcpr", "label": f"{row['label']} (no coupling)", "overrides": overrides}
 
 

@@ -25,7 +25,7 @@ from kcpr_safety.report.benchmark_tables import ablation_table
 from kcpr_safety.report.collection import collect
 from kcpr_safety.report.numbers import short
 from kcpr_safety.report.published import published, read_progress, references, sources
-from kcpr_safety.report.standings import across, compare_trials, standing
+from kcpr_safety.report.standings import ablated, across, compare_trials, standing
 from kcpr_safety.report.trials import Trial, read_trials, trial_from, untimed
 from kcpr_safety.seeds import training_seeds
 from kcpr_safety.stats import share_interval
@@ -312,6 +312,47 @@ class TestPage:
         (alone,) = compare_trials([t for t in trials if t.overrides])
         assert ablations(alone)[2].endswith("| – | – | – | – |"), "nothing to be held against"
         assert "–" in Document(ablation_table(alone)).text
+
+    def test_trainings_of_different_settings_are_no_seeds_of_one_agent(self) -> None:
+        rows = [
+            fake_row(TASK, "steady", seed, settings={"aim": aim, "hold": 2})
+            for seed, aim in ((0, 0.8), (0, 0.5), (1, 0.8))
+        ]
+        rows += [fake_row(TASK, "eager", 0, settings={"aim": 0.8, "hold": 1, "tau": 1.0})]
+        trials, problems = read_trials([(str(i), row) for i, row in enumerate(rows)])
+        (comparison,) = compare_trials(trials)
+        seeds = {s.label: [t.evidence.seed for t in s.trials] for s in comparison.standings}
+        assert seeds == {"steady, aim 0.5": [0], "steady, aim 0.8": [0, 1], "eager": [0]}
+        (problem,) = problems
+        assert problem.where == TASK
+        assert "steady over 1,000,000 steps with different settings (aim)" in problem.what
+        assert "settings differ in aim, hold:" in " ".join(comparison.cautions)
+
+    def test_a_setting_that_a_row_does_not_tell_of_is_not_guessed(self) -> None:
+        rows = [fake_row(TASK, "steady", 0), fake_row(TASK, "steady", 1, settings={"aim": 0.5})]
+        trials, _ = read_trials([(str(i), row) for i, row in enumerate(rows)])
+        assert [t.label for t in trials] == ["steady, aim 0.5", "steady, aim untold"]
+
+    def test_an_ablation_is_held_against_nothing_that_differs_in_more(self) -> None:
+        whole = fake_row(TASK, "steady", 0, settings={"aim": 0.5, "softening": 0.9})
+        rows = [whole] + [
+            fake_row(
+                TASK,
+                "steady",
+                0,
+                label=f"steady, softening 0.5, aim {aim}",
+                overrides={"softening": 0.5},
+                settings={"aim": aim, "softening": 0.5},
+            )
+            for aim in (0.5, 0.8)
+        ]
+        trials, _ = read_trials([(str(i), row) for i, row in enumerate(rows)])
+        (comparison,) = compare_trials(trials)
+        told = {s.label: found is not None for s, found in ablated(comparison)}
+        assert told == {
+            "steady, softening 0.5, aim 0.5": True,
+            "steady, softening 0.5, aim 0.8": False,
+        }
 
     def test_calibration_by_tenths_is_the_mean_over_seeds(self) -> None:
         rows = [fake_row(TASK, "steady", seed) for seed in range(2)]

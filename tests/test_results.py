@@ -4,6 +4,8 @@ import json
 import runpy
 from pathlib import Path
 
+from kcpr_safety.report.trials import read_trials
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "results.py"))
 
@@ -27,7 +29,9 @@ def test_the_page_shows_every_row() -> None:
         for seed in ranked["seeds"]
     }
     rows = [row for path in (ROOT / "results").glob("*.jsonl") for row in SCRIPT["read"](path)]
-    kept = {(row["task"], row["steps"], row["label"], row["seed"]) for row in rows}
+    trials, _ = read_trials((str(i), SCRIPT["complete"](row)) for i, row in enumerate(rows))
+    kept = {(t.evidence.task, t.evidence.steps, t.label, t.evidence.seed) for t in trials}
+    assert len(kept) == len(rows)
     assert shown == kept, "run: python scripts/results.py page"
 
 

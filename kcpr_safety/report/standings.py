@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 
 from kcpr_safety.report.judge import VERDICTS, worst_of
-from kcpr_safety.report.trials import Protocol, Trial
+from kcpr_safety.report.trials import Protocol, Trial, differing
 from kcpr_safety.stats import Interval, cvar, difference_interval, over_budget, share_interval
 from kcpr_safety.stats.trainings import (
     Calibration,
@@ -247,10 +247,21 @@ def differences(ours: Standing, theirs: Standing) -> dict[str, Interval]:
 
 def ablated(comparison: Comparison) -> list[tuple[Standing, dict[str, Interval] | None]]:
     """Each agent with something changed, and its differences from the whole agent, if there is
-    one."""
-    whole = {s.label: s for s in comparison.standings}
-    pairs = [(s, whole.get(s.trials[0].evidence.agent)) for s in comparison.ablations]
+    one that is alike in all else."""
+    pairs = [(s, _whole(s, comparison.standings)) for s in comparison.ablations]
     return [(s, None if base is None else differences(s, base)) for s, base in pairs]
+
+
+def _whole(ablation: Standing, among: Sequence[Standing]) -> Standing | None:
+    """The agent of which the ablation changes what it says it changes, and nothing else."""
+    changed = ablation.trials[0]
+    found = [
+        s
+        for s in among
+        if s.trials[0].evidence.agent == changed.evidence.agent
+        and {*differing([s.trials[0].settings, changed.settings])} <= {*changed.overrides}
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _scores(comparison: Comparison, label: str, references: Mapping[str, float]) -> list[float]:
@@ -310,6 +321,9 @@ def _cautions(trials: Sequence[Trial], of: Mapping[str, Sequence[Trial]]) -> lis
     if len({tuple(sorted(t.evidence.seed for t in same)) for same in of.values()}) > 1:
         counts = ", ".join(f"{label} {len(same)}" for label, same in of.items())
         found.append(f"The agents were not trained from the same seeds ({counts}).")
+    ranked = [t.settings for t in trials if not t.overrides]
+    if differ := [n for n in differing(ranked) if all(n in settings for settings in ranked)]:
+        found.append(f"The agents' settings differ in {', '.join(differ)}: all of it tells.")
     fewest = min(len(same) for same in of.values())
     if fewest == 1:
         found.append("Of one training seed nothing follows for another: there is no interval.")

@@ -4,14 +4,15 @@ A row is a JSON object, one a line in a `.jsonl` file or alone in `cells/NAME.js
 folder. It holds what `evaluate` returns (every episode, not only means) and what the run's folder
 tells of its training. `row_of` makes it, `read_trials` reads many: what cannot be used is named as
 a `Problem`, never dropped or averaged in silence. Of two rows about one training that agree one is
-taken; of two that contradict each other none.
+taken; of two that contradict each other none. Trainings under one label whose settings differ are
+not seeds of one agent: each gets those settings into its label.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ class Trial:
     label: str
     """Agent, or agent with what was changed of it."""
     overrides: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """All that the agent was trained with, overrides included; empty where a row tells of none."""
     time_limit: int
     mode: str
     punishment_training: float | None
@@ -185,6 +188,7 @@ def trial_from(row: Mapping[str, Any], name: str) -> Trial:
             evidence=evidence,
             label=str(row["label"]),
             overrides=dict(row["overrides"]),
+            settings=dict(row.get("settings", {})),
             time_limit=int(row["time_limit"] or 0),
             mode=str(row["mode"]),
             punishment_training=_number(row.get("punishment_training")),
@@ -224,14 +228,20 @@ def read_rows(path: Path) -> tuple[list[tuple[str, Row]], list[Problem]]:
 
 def read_trials(rows: Iterable[tuple[str, Row]]) -> tuple[list[Trial], list[Problem]]:
     """The trials of named rows, in the order of task, agent and seed, and what is wrong."""
-    found: dict[tuple[Protocol, str, int], list[tuple[str, Row, Trial]]] = {}
+    parsed: list[tuple[str, Row]] = []
+    trials: list[Trial] = []
     problems = []
     for name, row in rows:
         try:
-            trial = trial_from(row, name)
+            trials.append(trial_from(row, name))
         except FileFault as fault:
             problems.append(Problem(name, str(fault).removeprefix(name).strip()))
             continue
+        parsed.append((name, row))
+    trials, mixed = _told_apart(trials)
+    problems += mixed
+    found: dict[tuple[Protocol, str, int], list[tuple[str, Row, Trial]]] = {}
+    for (name, row), trial in zip(parsed, trials, strict=True):
         found.setdefault(trial.identity, []).append((name, row, trial))
     trials = []
     for same in found.values():
@@ -247,6 +257,39 @@ def read_trials(rows: Iterable[tuple[str, Row]]) -> tuple[list[Trial], list[Prob
             problems.append(Problem(name, told))
     trials.sort(key=lambda t: (t.evidence.task, t.evidence.steps, t.label, t.evidence.seed))
     return trials, problems
+
+
+def _told_apart(trials: Sequence[Trial]) -> tuple[list[Trial], list[Problem]]:
+    """The same trials; where one label stands for different settings, these are in the labels."""
+    alike: dict[tuple[Protocol, str], list[Trial]] = {}
+    for trial in trials:
+        alike.setdefault((trial.protocol, trial.label), []).append(trial)
+    differ = {key: differing([t.settings for t in same]) for key, same in alike.items()}
+    problems = [
+        Problem(
+            protocol.task,
+            f"has trainings of {label} over {protocol.steps:,} steps with different settings "
+            f"({', '.join(names)}): shown apart, never taken for seeds of one agent",
+        )
+        for (protocol, label), names in differ.items()
+        if names
+    ]
+    named = [
+        replace(t, label=", ".join([t.label, *(f"{n} {_value(t, n)}" for n in names)]))
+        for t in trials
+        for names in [differ[t.protocol, t.label]]
+    ]
+    return named, problems
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the settings that are not the same in all; one that is not told of differs."""
+    names = sorted({name for each in settings for name in each})
+    return [n for n in names if any(each.get(n) != settings[0].get(n) for each in settings)]
+
+
+def _value(trial: Trial, name: str) -> Any:
+    return trial.settings.get(name, "untold")
 
 
 def _text(row: Row) -> str:
