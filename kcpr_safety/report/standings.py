@@ -319,7 +319,7 @@ def _cautions(trials: Sequence[Trial], of: Mapping[str, Sequence[Trial]]) -> lis
     if len({(t.evidence.eval_seed, t.evidence.episodes) for t in trials}) > 1:
         found.append("The policies were not all judged on the same episodes.")
     if len({tuple(sorted(t.evidence.seed for t in same)) for same in of.values()}) > 1:
-        counts = ", ".join(f"{label} {len(same)}" for label, same in of.items())
+        counts = "; ".join(f"{label}: {len(same)}" for label, same in of.items())
         found.append(f"The agents were not trained from the same seeds ({counts}).")
     ranked = [t.settings for t in trials if not t.overrides]
     if differ := [n for n in differing(ranked) if all(n in settings for settings in ranked)]:
