@@ -245,6 +245,7 @@ def test_the_result_and_the_card(run: Path, bundle: Path, result: dict[str, Any]
         assert digest == hashlib.sha256((bundle / name).read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_the_card_says_with_whose_weights_training_began(
     run: Path, bundle: Path, tmp_path: Path
 ) -> None:

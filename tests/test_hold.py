@@ -212,6 +212,7 @@ def test_a_run_counts_steps_of_the_task(tmp_path: Path) -> None:
     assert done["lengths"] == [20] * 4  # in the task's steps, as those of any other policy
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_world")
 def test_a_run_whose_actions_are_held_resumes_as_if_never_stopped(tmp_path: Path) -> None:
     train_run(options(tmp_path / "whole"))

@@ -56,6 +56,7 @@ def test_it_verifies_with_the_release_key_alone(bundle: Path) -> None:
     assert found["bytes"] < (3 if width <= 128 else 8) * 2**20
 
 
+@pytest.mark.slow
 @names
 def test_it_can_be_shipped_anew_with_the_evidence_that_it_has(bundle: Path, tmp_path: Path) -> None:
     ship = runpy.run_path(str(SCRIPTS / "ship_policies.py"))

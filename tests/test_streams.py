@@ -194,6 +194,7 @@ def options(out: Path, **overrides: float) -> TrainOptions:
     return TrainOptions(task=CARD.task, out=out, steps=8_000, threads=1, overrides=few | overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("busy")
 def test_each_budget_is_kept_and_none_is_saved_for_another(tmp_path: Path) -> None:
     train_run(options(tmp_path / "run"))
@@ -202,6 +203,7 @@ def test_each_budget_is_kept_and_none_is_saved_for_another(tmp_path: Path) -> No
     assert fast["punishment_mean"] > 25.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("busy")
 def test_a_run_with_parts_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
