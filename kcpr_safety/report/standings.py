@@ -323,7 +323,7 @@ def _cautions(trials: Sequence[Trial], of: Mapping[str, Sequence[Trial]]) -> lis
         found.append(f"The agents were not trained from the same seeds ({counts}).")
     ranked = [t.settings for t in trials if not t.overrides]
     if differ := [n for n in differing(ranked) if all(n in settings for settings in ranked)]:
-        found.append(f"The agents' settings differ in {', '.join(differ)}: all of it tells.")
+        found.append(f"The agents' settings differ in {', '.join(differ)}: all of these tell.")
     fewest = min(len(same) for same in of.values())
     if fewest == 1:
         found.append("Of one training seed nothing follows for another: there is no interval.")
