@@ -13,6 +13,7 @@ from typing import Any
 from kcpr_safety.report.judge import Entry, Group, PartJudgement
 from kcpr_safety.report.numbers import short, span, steps_label
 from kcpr_safety.report.runs import Budgets
+from kcpr_safety.report.trials import differing
 from kcpr_safety.stats import CONFIDENCE, CVAR_LEVEL, Interval
 
 VERDICT_WORDS = {
@@ -212,7 +213,7 @@ def settings_table(group: Group) -> str:
     """Settings in which the runs differ; a lone run's settings in full."""
     names = sorted({name for entry in group.entries for name in entry.run.settings})
     alone = len(group.entries) == 1
-    differ = [n for n in names if alone or len({_value(e, n) for e in group.entries}) > 1]
+    differ = names if alone else differing([entry.run.settings for entry in group.entries])
     if not differ:
         return "<p>All runs have the same settings.</p>" if names else ""
     rows = [(escape(n), [escape(_value(entry, n)) for entry in group.entries]) for n in differ]

@@ -274,11 +274,11 @@ def _told_apart(trials: Sequence[Trial]) -> tuple[list[Trial], list[Problem]]:
         for (protocol, label), names in differ.items()
         if names
     ]
-    named = [
-        replace(t, label=", ".join([t.label, *(f"{n} {_value(t, n)}" for n in names)]))
-        for t in trials
-        for names in [differ[t.protocol, t.label]]
-    ]
+    named = []
+    for trial in trials:
+        names = differ[trial.protocol, trial.label]
+        told = [f"{name} {trial.settings.get(name, 'untold')}" for name in names]
+        named.append(replace(trial, label=", ".join([trial.label, *told])))
     return named, problems
 
 
@@ -286,10 +286,6 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the settings that are not the same in all; one that is not told of differs."""
     names = sorted({name for each in settings for name in each})
     return [n for n in names if any(each.get(n) != settings[0].get(n) for each in settings)]
-
-
-def _value(trial: Trial, name: str) -> Any:
-    return trial.settings.get(name, "untold")
 
 
 def _text(row: Row) -> str:
